@@ -1,0 +1,1 @@
+"""Signing OCI images and verifying them. `signing.verify` alone also runs inside a realm."""
