@@ -1,0 +1,1 @@
+"""What a developer types first: workspaces, `islet run`, the demo, the doctor."""
