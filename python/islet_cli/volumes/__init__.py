@@ -1,0 +1,1 @@
+"""Disks of realms: partition tables (`gpt`), disk files (`disk`) and encrypted volumes (`crypt`)."""
