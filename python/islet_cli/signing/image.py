@@ -1,0 +1,221 @@
+"""Verifying an image in a layout: reference, digests, signature chain, layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from islet_cli.errors import InputError, VerificationError
+from islet_cli.fsutil import read_file
+from islet_cli.keys.ecc import PublicKey
+from islet_cli.oci import blobs, layers
+from islet_cli.oci.descriptor import (
+    ANNOTATION_REF_NAME,
+    LABEL_APPLICATION,
+    LABEL_VERSION,
+    MEDIA_MANIFEST,
+    Descriptor,
+)
+from islet_cli.oci.digest import Digest, parse_digest
+from islet_cli.oci.documents import Config, Index, Manifest, parse_config, parse_manifest
+from islet_cli.oci.layout import descriptors, read_index, read_marker, unknown_reference
+from islet_cli.progress import Report, silent
+from islet_cli.signing.verify import VendorIdentity, require_not_revoked, security_version, verify_config
+
+
+@dataclass(frozen=True)
+class VerifiedImage:
+    """An image whose whole chain was checked."""
+
+    reference: str
+    manifest: Manifest
+    manifest_digest: Digest
+    config: bytes
+    config_digest: Digest
+    vendor: VendorIdentity
+    labels: dict[str, str]
+    security_version: int
+    created: str | None
+    layers: tuple[Descriptor, ...]
+
+    @property
+    def application(self) -> str | None:
+        """The label `io.islet.application`."""
+        return self.labels.get(LABEL_APPLICATION)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `islet verify --json` shows."""
+        return {
+            "reference": self.reference,
+            "manifest": self.manifest_digest,
+            "config": self.config_digest,
+            "vendor": self.vendor.fingerprint,
+            "application": self.application,
+            "version": self.labels.get(LABEL_VERSION),
+            "security_version": self.security_version,
+            "created": self.created,
+            "layers": [{"digest": layer.digest, "size": layer.size} for layer in self.layers],
+        }
+
+
+def find(path: Path, index: Index, reference: str) -> Descriptor:
+    """Find the image manifest that a tag of `index.json` or a digest names.
+
+    Raises:
+        InputError: `reference_unknown`, `reference_ambiguous`, `not_a_manifest`.
+    """
+    matches = [item for item in index.manifests if item.annotations.get(ANNOTATION_REF_NAME) == reference]
+    if not matches:
+        matches = _by_digest(path, index, reference)[:1]
+    if len({item.digest for item in matches}) > 1:
+        raise InputError(
+            f"{path}: {reference!r} names {len(matches)} different images",
+            code="reference_ambiguous",
+            hint="name one by its digest",
+        )
+    if not matches:
+        tags = [tag for item in index.manifests if (tag := item.annotations.get(ANNOTATION_REF_NAME)) is not None]
+        raise unknown_reference(path, reference, tags)
+    if matches[0].media_type != MEDIA_MANIFEST:
+        raise InputError(
+            f"{path}: {reference!r} is not an OCI image manifest but {matches[0].media_type!r}",
+            code="not_a_manifest",
+            hint="name the manifest of one platform by its digest",
+        )
+    return matches[0]
+
+
+def _by_digest(path: Path, index: Index, reference: str) -> list[Descriptor]:
+    try:
+        digest = parse_digest(reference)
+    except InputError:
+        return []
+    return [item for item in descriptors(path, index) if item.digest == digest]
+
+
+def default_reference(path: Path, index: Index) -> str:
+    """The one image of a layout that has only one: its tag, else its digest.
+
+    Raises:
+        InputError: There is none, or several (`reference_ambiguous`).
+    """
+    names = {item.annotations.get(ANNOTATION_REF_NAME) or str(item.digest) for item in index.manifests}
+    # A signature artifact beside the image is not a second image.
+    if len(names) > 1:
+        names = {
+            item.annotations.get(ANNOTATION_REF_NAME) or str(item.digest)
+            for item in index.manifests
+            if "artifactType" not in item.raw
+        }
+    if len(names) == 1:
+        return names.pop()
+    raise InputError(
+        f"{path}: holds {'several images' if names else 'no image'}",
+        code="reference_ambiguous" if names else "reference_unknown",
+        hint="choose one with --tag: " + ", ".join(sorted(names)) if names else None,
+    )
+
+
+def read_manifest(path: Path, descriptor: Descriptor) -> Manifest:
+    """Read an image manifest, digest checked."""
+    data = blobs.read_blob(path, descriptor)
+    what = f"{path}: {descriptor.digest}"
+    return parse_manifest(data, what=what, media_type=descriptor.media_type, mismatch="manifest_invalid")
+
+
+def verify_image(
+    layout: Path,
+    reference: str,
+    ca: PublicKey,
+    *,
+    deep: bool = False,
+    deny: frozenset[str] = frozenset(),
+    report: Report = silent,
+) -> VerifiedImage:
+    """Check an image of a layout completely; the first failure in the documented order is raised.
+
+    Args:
+        layout: The layout directory.
+        reference: A tag of `index.json`, or a digest reachable from it.
+        ca: The root CA's public key.
+        deep: Also decompress every layer and compare it with its diff_id.
+        deny: SHA-256 values of revoked vendor keys and configurations.
+        report: Progress in bytes hashed.
+
+    Raises:
+        InputError: Reference or documents are malformed.
+        VerificationError: Digests, sizes or signatures are wrong.
+    """
+    read_marker(layout)
+    index, _ = read_index(layout)
+    descriptor = find(layout, index, reference)
+    manifest = read_manifest(layout, descriptor)
+    config = blobs.read_blob(layout, manifest.config)
+    vendor = verify_config(config, manifest.annotations, ca)
+    require_not_revoked(vendor, config, deny)
+    _check_layers(layout, manifest, report)
+    parsed = parse_config(config, what=f"{layout}: {manifest.config.digest}")
+    _check_diff_ids(layout, manifest, parsed, deep)
+    return VerifiedImage(
+        reference,
+        manifest,
+        descriptor.digest,
+        config,
+        manifest.config.digest,
+        vendor,
+        parsed.labels,
+        security_version(config),
+        parsed.created,
+        manifest.layers,
+    )
+
+
+def _check_layers(layout: Path, manifest: Manifest, report: Report) -> None:
+    total = sum(layer.size for layer in manifest.layers)
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
+    for layer in manifest.layers:
+        blobs.check_blob(layout, layer, progress)
+
+
+def _check_diff_ids(layout: Path, manifest: Manifest, config: Config, deep: bool) -> None:
+    if len(config.diff_ids) != len(manifest.layers):
+        raise VerificationError(
+            f"{layout}: {len(manifest.layers)} layers, but {len(config.diff_ids)} diff_ids in the configuration",
+            code="diff_id_count_mismatch",
+        )
+    if not deep:
+        return
+    for layer, expected in zip(manifest.layers, config.diff_ids, strict=True):
+        if layers.diff_id(layout, layer, expected.algorithm) != expected:
+            raise VerificationError(
+                f"{layout}: layer {layer.digest} is not {expected} when decompressed", code="diff_id_mismatch"
+            )
+
+
+_DENY_LINE = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
+
+
+def load_deny_list(path: Path) -> frozenset[str]:
+    """Read a deny list: one SHA-256 a line, `#` starts a comment.
+
+    Raises:
+        InputError: `deny_list_invalid`, with the line's number.
+    """
+    values = set()
+    for number, line in enumerate(read_file(path).decode("utf-8", "replace").splitlines(), 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        match = _DENY_LINE.fullmatch(text)
+        if match is None:
+            raise InputError(f"{path}: line {number} is not a SHA-256 value", code="deny_list_invalid")
+        values.add(match[1].lower())
+    return frozenset(values)
