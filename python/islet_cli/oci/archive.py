@@ -115,7 +115,8 @@ def _write(path: Path, stream: TarStream) -> None:
 def _pieces(archive: Path, report: Report) -> Iterator[Iterator[bytes]]:
     """Open an archive and decompress it according to its first bytes."""
     try:
-        file = archive.open("rb")
+        # Unbuffered, because the pieces are read from the descriptor itself.
+        file = archive.open("rb", buffering=0)
     except OSError as error:
         raise os_error(error, archive) from error
     with file:
