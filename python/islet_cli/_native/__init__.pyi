@@ -1,4 +1,7 @@
-"""The native module: submodules are attributes (`from islet_cli import _native; _native.blockcrypt…`)."""
+"""Stubs of the extension module; each submodule has its own file here."""
 
-from . import blockcrypt as blockcrypt
-from . import guest as guest
+from islet_cli._native import blockcrypt as blockcrypt
+from islet_cli._native import guest as guest
+from islet_cli._native import layers as layers
+from islet_cli._native import ratls as ratls
+from islet_cli._native import rim as rim
