@@ -16,7 +16,7 @@ use pyo3::types::PyBytes;
 use crate::error::{raise, Family};
 
 /// Most bytes that one `recv` returns.
-const MAX_RECV: usize = 1 << 20;
+const MAX_RECV: usize = 64 << 10;
 
 /// Map a library error. Transport failures become `OSError`, as sockets raise them; a failure of a Python hook
 /// is raised as it was.
