@@ -1,0 +1,121 @@
+"""Measure a launch: from a kvmtool command line or from a launch plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from islet_cli import _native
+from islet_cli.launch.plan import LaunchPlan, lkvm_arguments
+from islet_cli.rim.command_line import machine_of
+
+DTB_AREA_SIZE = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A page-aligned piece of realm memory that went into the RIM, in the order of measurement.
+
+    `kind` is `kernel`, `firmware`, `bss`, `initrd` or `dtb`; of a `bss` only the addresses are
+    measured (`measured` is false).
+    """
+
+    kind: str
+    start: int
+    size: int
+    measured: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The RIM of a launch and what went into it.
+
+    Attributes:
+        rim: 32 or 64 bytes.
+        hash_algo: `sha256` or `sha512`.
+        vmm: `kvmtool`.
+        profile: `tf-rmm` or `islet`.
+        dtb: The 65536 bytes of the device-tree area, as they are in the realm's memory.
+        regions: What was measured, in order.
+        bootargs: The kernel command line in the device tree, outer blanks included; empty for none.
+        dump_dtb: Where the command line asked for the device tree (`--dump-dtb`).
+    """
+
+    rim: bytes
+    hash_algo: str
+    vmm: str
+    profile: str
+    dtb: bytes
+    regions: tuple[Region, ...]
+    bootargs: str
+    dump_dtb: Path | None = None
+
+    @property
+    def dtb_sha256(self) -> str:
+        """SHA-256 of the device-tree area, lower-case hex."""
+        return hashlib.sha256(self.dtb).hexdigest()
+
+    @property
+    def dtb_totalsize(self) -> int:
+        """Bytes of the device tree itself within its area (Devicetree Specification v0.4, 5.2)."""
+        return int.from_bytes(self.dtb[4:8], "big")
+
+    def to_json(self) -> dict[str, object]:
+        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions"}`."""
+        return {
+            "rim": self.rim.hex(),
+            "hash_algo": self.hash_algo,
+            "vmm": self.vmm,
+            "profile": self.profile,
+            "dtb_sha256": self.dtb_sha256,
+            "regions": [dataclasses.asdict(region) for region in self.regions],
+        }
+
+
+def measure_arguments(arguments: Sequence[str], *, cwd: Path | None = None, profile: str | None = None) -> Measurement:
+    """Measure the launch that `lkvm run ARGUMENTS` would make.
+
+    Args:
+        arguments: The arguments after `lkvm run`.
+        cwd: Where relative file names start; the working directory when None.
+        profile: `tf-rmm` or `islet`; None follows `--islet` among the arguments.
+
+    Raises:
+        InputError: kvmtool would refuse it, its RIM would depend on the host, or a file is missing.
+    """
+    machine = machine_of(arguments, cwd=cwd or Path(), profile=profile)
+    rim, dtb, regions = _native.rim.measure(machine)
+    return Measurement(
+        rim=rim,
+        hash_algo=machine.hash_algo,
+        vmm="kvmtool",
+        profile=machine.profile,
+        dtb=dtb,
+        regions=tuple(Region(*region) for region in regions),
+        bootargs=os.fsdecode(machine.bootargs or b""),
+        dump_dtb=machine.dump_dtb,
+    )
+
+
+def measure_plan(plan: LaunchPlan, *, kernel: Path | None = None, initramfs: Path | None = None) -> Measurement:
+    """Measure a launch plan: the same as its command line, with the files where they are now.
+
+    Args:
+        plan: The launch. Its digests are not checked here.
+        kernel: Read the kernel from here (for example /proc/self/fd/N) instead of `plan.kernel`.
+        initramfs: Likewise for the initramfs.
+
+    Raises:
+        InputError: A file is missing or does not fit.
+    """
+    # The personalization is not measured, and not every one can stand on a command line.
+    plan = dataclasses.replace(
+        plan,
+        kernel=os.fspath(kernel or plan.kernel),
+        initramfs=os.fspath(initramfs or plan.initramfs),
+        personalization="0" * 128,
+    )
+    return measure_arguments(lkvm_arguments(plan))
