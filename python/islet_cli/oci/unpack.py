@@ -50,7 +50,7 @@ class LayerInput:
 
 
 @dataclass(frozen=True)
-class Warning:  # noqa: A001 - the word of the specification; the built-in is not used here
+class Warning:
     """Something odd that is no reason to refuse: stable code and the escaped name of the entry."""
 
     code: str

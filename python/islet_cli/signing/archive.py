@@ -8,8 +8,8 @@ from pathlib import Path
 
 from islet_cli.oci import layout as layouts
 from islet_cli.oci.archive import extract, staged
+from islet_cli.oci.reference import default_reference
 from islet_cli.progress import Report, silent
-from islet_cli.signing.image import default_reference
 from islet_cli.signing.sign import SignedImage, Vendor, set_tag, sign_image
 
 

@@ -28,7 +28,7 @@ from islet_cli.oci.digest import Digest, digest_of
 from islet_cli.oci.documents import Index, Manifest, parse_config, parse_index, parse_manifest
 from islet_cli.oci.layout import MAX_DEPTH, read_index, read_marker
 from islet_cli.oci.names import check_repository
-from islet_cli.signing.image import find, read_manifest
+from islet_cli.oci.reference import find, read_manifest
 from islet_cli.signing.verify import ANNOTATION_CERTIFICATE, ANNOTATION_SIGNATURE, ANNOTATION_VENDOR
 
 
