@@ -45,31 +45,23 @@ def _options(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _escaped(name: bytes) -> str:
-    return "".join(chr(b) if 0x20 < b < 0x7F and b != 0x25 or b == 0x20 else f"%{b:02X}" for b in name)
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte != 0x25 else f"%{byte:02X}" for byte in name)
 
 
-def _paths(root: bytes) -> list[bytes]:
-    found: list[bytes] = []
-    pending = [b""]
-    while pending:
-        directory = pending.pop()
-        for item in os.scandir(os.path.join(root, directory)):
-            path = os.path.join(directory, item.name)
-            found.append(path)
-            if item.is_dir(follow_symlinks=False):
-                pending.append(path)
-    return sorted(found)
+def _paths(root: Path) -> dict[str, Path]:
+    """Everything below `root`, by the escaped path that the vectors use; no link is followed."""
+    found = [Path(top) / name for top, directories, files in os.walk(root) for name in (*directories, *files)]
+    return {_escaped(os.fsencode(path.relative_to(root))): path for path in found}
 
 
 _KINDS = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 
 
-def _compare(root: bytes, path: bytes, expected: dict[str, Any]) -> None:
-    full = os.path.join(root, path)
-    status = os.lstat(full)
+def _compare(root: Path, path: Path, expected: dict[str, Any]) -> None:
+    status = path.lstat()
     assert _KINDS[stat.S_IFMT(status.st_mode)] == expected["type"]
     if expected["type"] == "symlink":
-        assert _escaped(os.readlink(full)) == expected["target"]
+        assert _escaped(os.fsencode(path.readlink())) == expected["target"]
     if "mode" in expected:
         assert f"{stat.S_IMODE(status.st_mode):04o}" == expected["mode"]
     for key, value in (("uid", status.st_uid), ("gid", status.st_gid)):
@@ -78,20 +70,19 @@ def _compare(root: bytes, path: bytes, expected: dict[str, Any]) -> None:
     if "mtime" in expected:
         assert status.st_mtime == expected["mtime"]
     if expected["type"] == "file":
-        content = Path(os.fsdecode(full)).read_bytes()
+        content = path.read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (expected["size"], expected["sha256"])
     if "xattrs" in expected:
-        assert {name: os.getxattr(full, name).hex() for name in os.listxattr(full)} == expected["xattrs"]
+        assert {name: os.getxattr(path, name).hex() for name in os.listxattr(path)} == expected["xattrs"]
     if "same_inode" in expected:
-        assert os.path.samefile(full, os.path.join(root, os.fsencode(expected["same_inode"])))
+        assert path.samefile(root / expected["same_inode"])
 
 
 def _compare_tree(root: Path, tree: list[dict[str, Any]]) -> None:
-    top = os.fsencode(root)
-    found = {_escaped(path): path for path in _paths(top)}
+    found = _paths(root)
     assert sorted(found) == sorted(item["path"] for item in tree)
     for item in tree:
-        _compare(top, found[item["path"]], item)
+        _compare(root, found[item["path"]], item)
 
 
 @pytest.fixture
