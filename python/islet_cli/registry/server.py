@@ -1,0 +1,206 @@
+"""The registry server: the native listener in front, the application on a Unix socket behind.
+
+Source: docs/architecture.md; the boundary between the two is described in docs/registry.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from islet_cli import _native
+from islet_cli.errors import InputError, OperationError, UnavailableError
+from islet_cli.fsutil import os_error, read_file
+from islet_cli.registry.admission import Admission, Policy
+from islet_cli.registry.app import RegistryApp
+from islet_cli.registry.catalogue import Catalogue
+from islet_cli.registry.client.address import Mode
+from islet_cli.registry.log import AccessLog
+
+logger = logging.getLogger(__name__)
+
+EMULATED_WARNING = "emulated: no protection from the host"
+_BACKLOG = 256
+_KEEP_ALIVE_S = 3600
+"""The listener decides when a connection is idle; the backend must never be the first to hang up."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a registry serves, where and to whom.
+
+    Attributes:
+        root: The store: one OCI image layout per application.
+        listen: `ADDR:PORT`; port 0 takes any.
+        tls: `none`, `tls` or `ra-tls`.
+        certificate: PEM chain, needed unless `tls` is `none`; likewise `key`.
+        policy: Needed in mode `ra-tls`.
+        access_log: File of refusals and admissions; None sends them to the program's log.
+    """
+
+    root: Path
+    listen: str = "127.0.0.1:1337"
+    tls: Mode = "ra-tls"
+    certificate: Path | None = None
+    key: Path | None = None
+    policy: Policy | None = None
+    access_log: Path | None = None
+
+
+class RegistryServer:
+    """A running registry."""
+
+    def __init__(self, options: ServeOptions, listener: _native.ratls.Server, catalogue: Catalogue) -> None:
+        self.options = options
+        self.catalogue = catalogue
+        self.address = listener.address
+        self._listener = listener
+
+    def info(self) -> dict[str, Any]:
+        """What others need to know: `{"address", "tls", "allow_emulated"}`, and a warning where one is due."""
+        policy = self.options.policy
+        emulated = policy is not None and policy.allow_emulated
+        out: dict[str, Any] = {"address": self.address, "tls": self.options.tls, "allow_emulated": emulated}
+        if emulated:
+            out["warning"] = EMULATED_WARNING
+        return out
+
+
+@contextlib.contextmanager
+def running(options: ServeOptions, runtime_dir: Path | None = None) -> Iterator[RegistryServer]:
+    """Serve on threads of their own for the length of the block; the address is bound when it begins.
+
+    Args:
+        options: See `ServeOptions`.
+        runtime_dir: Private directory for the backend's socket; the default is a new temporary one.
+
+    Raises:
+        UnavailableError: `port-busy`.
+        InputError: Address, certificate, key, store or policy are not usable.
+    """
+    catalogue = Catalogue(options.root)
+    admission = _admission(options)
+    access = AccessLog(options.access_log)
+    with contextlib.ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="registry-", dir=runtime_dir))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        backend = stack.enter_context(_backend(RegistryApp(catalogue), directory / "backend.sock"))
+        listener = _listen(options, backend, catalogue.root, access, admission)
+        stack.callback(listener.stop)
+        threading.Thread(target=_preload, args=(catalogue,), name="preload", daemon=True).start()
+        yield RegistryServer(options, listener, catalogue)
+
+
+def _preload(catalogue: Catalogue) -> None:
+    """Load every application, so that broken ones are in the log before anyone asks for them."""
+    try:
+        catalogue.preload()
+    except Exception:
+        logger.exception("the applications could not be listed")
+
+
+def _admission(options: ServeOptions) -> Admission | None:
+    if options.tls != "ra-tls":
+        return None
+    policy = options.policy
+    if policy is None or not policy.cpaks or not policy.references:
+        missing = "platform key" if policy is None or not policy.cpaks else "reference values"
+        raise InputError(
+            f"mode ra-tls without {missing} would admit nobody",
+            code="no-policy",
+            hint="pass --cpak [emulated:]FILE and --reference FILE, or serve from a workspace",
+        )
+    return Admission(policy)
+
+
+@contextlib.contextmanager
+def _backend(app: RegistryApp, path: Path) -> Iterator[Path]:
+    """Run the ASGI application on a Unix socket (0600, in a 0700 directory)."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(path))
+        # Before listen: until then nobody can connect, whatever the umask made of the mode.
+        path.chmod(0o600)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise os_error(error, path) from error
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=128 << 10,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="backend", daemon=True)
+    thread.start()
+    try:
+        yield path
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listening.close()
+        path.unlink(missing_ok=True)
+
+
+def _listen(
+    options: ServeOptions, backend: Path, root: Path, access: AccessLog, admission: Admission | None
+) -> _native.ratls.Server:
+    certificate = key = None
+    if options.tls != "none":
+        if options.certificate is None or options.key is None:
+            raise InputError(
+                f"mode {options.tls} needs a server certificate and its key",
+                code="tls_config",
+                hint="pass --cert FILE and --key FILE, or serve from a workspace",
+            )
+        certificate, key = read_file(options.certificate, limit=1 << 20), read_file(options.key, limit=1 << 20)
+    try:
+        return _native.ratls.Server(
+            options.listen,
+            options.tls,
+            backend=os.fspath(backend),
+            store=os.fspath(root),
+            record=access.record,
+            certificate=certificate,
+            key=key,
+            appraise=admission.appraise if admission is not None else None,
+        )
+    except OSError as error:
+        raise _bind_error(options.listen, error) from error
+
+
+def _bind_error(listen: str, error: OSError) -> Exception:
+    if error.errno == errno.EADDRINUSE:
+        port = listen.rpartition(":")[2]
+        return UnavailableError(
+            f"{listen}: the port is in use",
+            code="port-busy",
+            hint=f"stop what holds it (ss -ltnp 'sport = :{port}'), or choose another: --listen ADDR:PORT, "
+            "or listen in islet.toml",
+        )
+    if error.errno == errno.EADDRNOTAVAIL or error.errno is None:
+        return InputError(f"{listen}: not an address of this machine: {error}", code="bad-address")
+    if error.errno == errno.EACCES:
+        return UnavailableError(
+            f"{listen}: this user may not listen there", code="permission", hint="choose a port above 1023"
+        )
+    return OperationError(f"{listen}: {error.strerror}", code="io")
