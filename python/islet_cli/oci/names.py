@@ -6,8 +6,10 @@ Source: OCI distribution-spec 1.1, "Pulling manifests".
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from islet_cli.errors import InputError
+from islet_cli.oci.digest import parse_digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -67,3 +69,44 @@ def fit_repository(text: str) -> str:
     # A separator is '.', '_', '__' or dashes; any other mixture of them becomes one dash.
     fitted = re.sub(r"[._-]+", lambda run: run[0] if re.fullmatch(r"\.|__?|-+", run[0]) else "-", lowered)
     return check_repository(fitted.strip("._-")[:128].rstrip("._-"))
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """An image in a registry.
+
+    Attributes:
+        address: `HOST[:PORT]`.
+        repository: Its name there.
+        reference: Tag or digest.
+    """
+
+    address: str
+    repository: str
+    reference: str
+
+
+REMOTE_PREFIX = "docker://"
+
+
+def is_remote(text: str) -> bool:
+    """Whether `text` names an image in a registry rather than a file."""
+    return text.startswith(REMOTE_PREFIX)
+
+
+def parse_remote(text: str) -> RemoteImage:
+    """Read `[docker://]HOST[:PORT]/REPOSITORY[:TAG|@DIGEST]`; the default tag is `latest`.
+
+    Raises:
+        InputError: `name_invalid`, `tag_invalid`, `digest_invalid`.
+    """
+    address, slash, rest = text.removeprefix(REMOTE_PREFIX).partition("/")
+    if not slash or not address:
+        raise InputError(
+            f"{text!r} does not name a registry", code="name_invalid", hint="docker://HOST[:PORT]/NAME:TAG"
+        )
+    name, at, digest = rest.partition("@")
+    if at:
+        return RemoteImage(address, check_repository(name), parse_digest(digest, what=text))
+    name, _, tag = rest.partition(":")
+    return RemoteImage(address, check_repository(name), check_tag(tag or "latest"))

@@ -122,9 +122,9 @@ def require_application(config: bytes, name: str, *, compat: bool = False) -> No
     label = application_name(config)
     if label == name or (label is None and compat):
         return
-    problem = "has no label" if label is None else f"is signed for {label!r}:"
+    problem = f"has no label {LABEL_APPLICATION}" if label is None else f"is signed for {label!r}"
     raise VerificationError(
-        f"application {name!r}: its image {problem} {LABEL_APPLICATION}",
+        f"application {name!r}: its image {problem}",
         code="name_mismatch",
         hint=f"sign it with: islet sign --app {name}",
     )
