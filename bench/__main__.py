@@ -1,7 +1,7 @@
 """`make bench`: figures of this machine, each beside a peer measured in the same run.
 
-    python -m bench              everything
-    python -m bench start rim    the named groups only
+python -m bench              everything
+python -m bench start rim    the named groups only
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class Figure:
 
     def __str__(self) -> str:
         ratio = self.ours / self.peer if self.peer else float("nan")
-        return f"{self.what:<46} {self.ours:>9.3f} {self.unit:<2} {self.peer:>9.3f} {self.unit:<2} {ratio:>8.2f}  {self.peer_name}"
+        ours, peer = f"{self.ours:.3f} {self.unit}", f"{self.peer:.3f} {self.unit}"
+        return f"{self.what:<46} {ours:>12} {peer:>12} {ratio:>8.2f}  {self.peer_name}"
 
 
 def median_seconds(action: Callable[[], object], times: int) -> float:

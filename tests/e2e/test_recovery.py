@@ -50,7 +50,9 @@ def realm_state(islet: Islet, realm: str) -> dict:
 
 
 def wait_for_run(islet: Islet, realm: str, number: int, name: str = "counter") -> None:
-    wait_until(lambda: f"run {number}" in islet("app", "logs", realm, name).out.splitlines(), f"run {number} of {realm}")
+    wait_until(
+        lambda: f"run {number}" in islet("app", "logs", realm, name).out.splitlines(), f"run {number} of {realm}"
+    )
 
 
 def qemu_pids(islet: Islet) -> list[int]:

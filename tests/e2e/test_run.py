@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -100,4 +99,4 @@ def test_outside_a_workspace_a_default_one_is_made(environment: dict[str, str], 
     islet.environment.pop("ISLET_WORKSPACE", None)
     result = islet("run", tmp_path / "none", code=125)
     assert f"workspace: {home}/islet/default" in result.err or str(tmp_path / "none") in result.err
-    assert not os.listdir(lonely)
+    assert not list(lonely.iterdir())

@@ -47,6 +47,6 @@ def test_a_damaged_record_counts_as_absent(workspace: Workspace, text: str) -> N
 
 
 def test_a_service_that_ends_at_once_says_why(workspace: Workspace) -> None:
-    with pytest.raises(IsletError, match="the registry did not start: .*frobnicate"):
+    with pytest.raises(IsletError, match=r"the registry did not start: .*frobnicate"):
         services.start(workspace, "registry", ["frobnicate"])
     assert services.find(workspace, "registry") is None

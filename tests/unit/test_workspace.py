@@ -74,7 +74,9 @@ def test_a_workspace_writable_by_others_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "not-private"
 
 
-@pytest.mark.parametrize("text", ["schema = 2\n", "schema = 1\nfrobnicate = 1\n", "schema = 1\n[run]\ndata_mb = 0\n", "x ="])
+@pytest.mark.parametrize(
+    "text", ["schema = 2\n", "schema = 1\nfrobnicate = 1\n", "schema = 1\n[run]\ndata_mb = 0\n", "x ="]
+)
 def test_a_bad_islet_toml_is_named(tmp_path: Path, text: str) -> None:
     make_workspace(tmp_path)
     (tmp_path / "islet.toml").write_text(text)

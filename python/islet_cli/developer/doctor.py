@@ -56,7 +56,9 @@ def _python() -> Iterator[Finding]:
 
         yield Finding("all", "native module", "ok", Path(str(_native.__file__)).name)
     except ImportError as error:
-        yield Finding("all", "native module", "missing", str(error), "reinstall: pip install --force-reinstall islet-cli")
+        yield Finding(
+            "all", "native module", "missing", str(error), "reinstall: pip install --force-reinstall islet-cli"
+        )
 
 
 def _vendor() -> Iterator[Finding]:
@@ -74,7 +76,9 @@ def _machine() -> Iterator[Finding]:
     yield _vsock()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     state = "ok" if memory >= NEEDED_MEMORY_MIB else "missing"
-    yield Finding("operator", "memory", state, f"{memory} MiB", "" if state == "ok" else "a realm needs 512 MiB of its own")
+    yield Finding(
+        "operator", "memory", state, f"{memory} MiB", "" if state == "ok" else "a realm needs 512 MiB of its own"
+    )
     yield _disk()
 
 
@@ -100,7 +104,11 @@ def _disk() -> Finding:
     if free >= NEEDED_DISK_MIB:
         return Finding("operator", "disk", "ok", f"{free} MiB free in {directory}")
     return Finding(
-        "operator", "disk", "missing", f"{free} MiB free in {directory}, {NEEDED_DISK_MIB} are needed", "free some space, or set TMPDIR"
+        "operator",
+        "disk",
+        "missing",
+        f"{free} MiB free in {directory}, {NEEDED_DISK_MIB} are needed",
+        "free some space, or set TMPDIR",
     )
 
 

@@ -100,7 +100,9 @@ def make_workspace(
     root = root.resolve()
     require_private(root)
     if (root / SETTINGS_NAME).exists():
-        raise InputError(f"{root}: already a workspace", code="exists", hint="islet status commands work in it as it is")
+        raise InputError(
+            f"{root}: already a workspace", code="exists", hint="islet status commands work in it as it is"
+        )
     state = root / STATE_NAME
     if not state.exists():
         aside = root / f"{STATE_NAME}.{secrets.token_hex(4)}.tmp"

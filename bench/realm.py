@@ -1,0 +1,107 @@
+"""Realms under this machine's accelerator: from launch to a connected manager, and a second `islet run`.
+
+The peers are the goals of the design (5 s and 15 s under emulation) and, for the launch, a bare boot of
+the same kernel with a busybox initramfs that powers off at once.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Figure, median_seconds
+
+ISLET = str(Path(sys.executable).with_name("islet"))
+STARTS = 5
+GOAL_CONNECTED_S, GOAL_SECOND_RUN_S = 5.0, 15.0
+_SCRIPT = "#!/bin/busybox sh\necho version %d\n"
+
+
+def measure() -> Iterator[Figure]:
+    """Medians over a few starts; the realm image is built before anything is timed."""
+    with tempfile.TemporaryDirectory(prefix="islet-bench-") as scratch:
+        root = Path(scratch)
+        root.chmod(0o700)
+        environment = {**os.environ, "XDG_RUNTIME_DIR": scratch}
+        run(["init", str(root / "w"), "--listen", "127.0.0.1:0"], environment)
+        environment["ISLET_WORKSPACE"] = str(root / "w")
+        try:
+            yield from _figures(root, environment)
+        finally:
+            run(["down"], environment)
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> str:
+    """Run `islet` and return what it printed."""
+    done = subprocess.run(
+        [ISLET, *arguments], env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    return done.stdout
+
+
+def _figures(root: Path, environment: dict[str, str]) -> Iterator[Figure]:
+    program = root / "program"
+    (program / "bin").mkdir(parents=True)
+    (program / "bin/busybox").write_bytes(_busybox())
+    (program / "bin/busybox").chmod(0o755)
+    version = 0
+
+    def run_changed() -> None:
+        nonlocal version
+        version += 1
+        script = program / "bin/program"
+        script.write_text(_SCRIPT % version)
+        script.chmod(0o755)
+        out = run(["run", str(program), "--entrypoint", "/bin/program"], environment)
+        assert out.splitlines()[-1] == f"version {version}"
+
+    second = median_seconds(run_changed, 3)
+    yield Figure("islet run of a changed program, again", second, GOAL_SECOND_RUN_S, "s", "goal")
+
+    bare = statistics.median(_bare_boot(root) for _ in range(3))
+    connected = statistics.median(_connect(environment) for _ in range(STARTS))
+    yield Figure("launch to connected manager", connected, GOAL_CONNECTED_S, "s", "goal")
+    yield Figure("launch to connected manager", connected, bare, "s", "same kernel, busybox that powers off")
+
+
+def _busybox() -> bytes:
+    return Path("/bin/busybox").read_bytes()
+
+
+def _connect(environment: dict[str, str]) -> float:
+    """Seconds from the launch of the virtual machine to the manager's first bytes, as the warden logs them."""
+    import json
+
+    name = f"bench-{time.monotonic_ns()}"
+    run(["realm", "create", "--name", name], environment)
+    try:
+        run(["realm", "start", name], environment)
+        details: dict[str, Any] = json.loads(run(["realm", "inspect", name, "--json"], environment))
+        run(["realm", "stop", name], environment)
+        return float(details["connected_after_s"])
+    finally:
+        run(["realm", "destroy", name], environment)
+
+
+def _bare_boot(root: Path) -> float:
+    """Seconds of QEMU for the realm's own kernel with an initramfs of busybox alone."""
+    from islet_cli.realm_image.cpio import Archive
+
+    kernel = next((root / "w/.islet/realms").glob("*/vmlinuz"))
+    initramfs = root / "bare.cpio"
+    initramfs.write_bytes(Archive.of_busybox_init(_busybox(), b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
+    began = time.perf_counter()
+    subprocess.run(
+        ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512", "-nodefaults",
+         "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initramfs, "-append", "quiet panic=-1"],
+        check=True,
+        timeout=120,
+    )  # fmt: skip
+    return time.perf_counter() - began
