@@ -35,11 +35,7 @@ def sign(
     vendor_sig: Annotated[
         Path | None, typer.Option(metavar="SIG", help="The root CA's signature over the vendor's public key.")
     ] = None,
-    ca_pub: TlsOption = Annotated[Tls, typer.Option(help="Transport, for docker://.")]
-RootCaOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="PEM of the registry's CA (default: the system's).")
-]
-CaPublicOption = None,
+    ca_pub: CaPublicOption = None,
     ca_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead of the two: the root CA's private key (tests).")
     ] = None,
@@ -98,11 +94,7 @@ def _write_tbs(image: Path, tag: str | None, application: str | None, output: Pa
 def verify(
     image: ImageArgument,
     tag: TagOption = None,
-    ca_pub: TlsOption = Annotated[Tls, typer.Option(help="Transport, for docker://.")]
-RootCaOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="PEM of the registry's CA (default: the system's).")
-]
-CaPublicOption = None,
+    ca_pub: CaPublicOption = None,
     application: Annotated[
         str | None, typer.Option("--app", metavar="NAME", help="Require that the image is signed for this name.")
     ] = None,
