@@ -57,3 +57,9 @@ def open_in_root(root: PathLike[str] | str, path: bytes, limit: int) -> bytes | 
     Raises:
         VerificationError: `not_a_file`, `not_a_directory`, `symlink_loop`, or `limit_exceeded` bytes.
     """
+
+def exchange(one: PathLike[str] | str, other: PathLike[str] | str) -> bool:
+    """Swap two names in one step; False when the kernel or file system cannot do that."""
+
+def flush_file_system(directory: PathLike[str] | str) -> None:
+    """Flush the whole file system that holds `directory`."""

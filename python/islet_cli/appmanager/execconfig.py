@@ -170,17 +170,15 @@ def _stop_signal(text: str) -> int:
     if not text:
         return int(signal.SIGTERM)
     name = text.upper().removeprefix("SIG")
-    number = 0
     if text.isascii() and text.isdigit():
         # A longer number is out of range whatever it is, and long ones are dear to convert.
         number = int(text) if len(text) <= 4 else 0
     elif name.startswith(("RTMIN", "RTMAX")):
         number = _realtime(name)
-    elif "_" not in name and name not in ("CLD", "POLL"):
+    else:
+        # SIG_IGN and the like are members of the module too, but no signals.
         found = getattr(signal, f"SIG{name}", None)
         number = int(found) if isinstance(found, signal.Signals) else 0
-    else:
-        number = {"CLD": int(signal.SIGCHLD), "POLL": int(signal.SIGIO)}.get(name, 0)
     if not 1 <= number <= _SIGRTMAX:
         raise _invalid(f"StopSignal {text!r} is unknown")
     return number

@@ -11,11 +11,10 @@ from __future__ import annotations
 import calendar
 import enum
 import re
-import time
 from dataclasses import dataclass
 from typing import Literal
 
-from islet_cli.errors import IsletError, VerificationError
+from islet_cli.errors import IsletError, UnavailableError, VerificationError
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
@@ -124,11 +123,9 @@ def parse_time(text: str | None) -> tuple[int, int]:
     if match is None:
         raise invalid
     year, month, day, hour, minute, second = (int(part) for part in match.group(1, 2, 3, 4, 5, 6))
-    try:
-        # Also refuses days that the month does not have; a leap second counts as the next second.
-        time.strptime(f"{year:04}-{month:02}-{day:02}", "%Y-%m-%d")
-    except ValueError:
-        raise invalid from None
+    if not (year and 1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1]):
+        raise invalid
+    # A leap second counts as the second after it.
     if hour > 23 or minute > 59 or second > 60:
         raise invalid
     seconds = calendar.timegm((year, month, day, hour, minute, second))
@@ -197,6 +194,8 @@ def _without_image(failure: IsletError, installed: Installed | None, policy: Upg
     allowed = (unreachable and policy.offline != "never") or (denied and policy.offline == "always")
     if installed is not None and allowed:
         return Action.LAUNCH_OFFLINE
+    if unreachable and installed is None and failure.code != "registry_unreachable":
+        raise UnavailableError(failure.message, code="registry_unreachable") from failure
     raise failure
 
 

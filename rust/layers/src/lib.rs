@@ -170,6 +170,33 @@ pub fn read_in_root(root: &Path, path: &[u8], limit: u64) -> Result<Option<Vec<u
     Ok(Some(data))
 }
 
+/// Swap two names in one step, as `renameat2` with `RENAME_EXCHANGE` does.
+///
+/// Returns false when the kernel or the file system cannot do that.
+///
+/// # Errors
+/// Those of the system.
+pub fn exchange(one: &Path, other: &Path) -> Result<bool> {
+    use rustix::fs::{renameat_with, RenameFlags, CWD};
+    use rustix::io::Errno;
+
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(Error::io(one.display().to_string(), error)),
+    }
+}
+
+/// Flush the whole file system that holds `directory`.
+///
+/// # Errors
+/// Those of the system.
+pub fn flush_file_system(directory: &Path) -> Result<()> {
+    let root = Root::open(directory)?;
+    rustix::fs::syncfs(root.directory())
+        .map_err(|error| Error::io(directory.display().to_string(), error))
+}
+
 /// A layer whose descriptor makes sense.
 struct Checked<'a> {
     path: &'a Path,

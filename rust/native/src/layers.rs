@@ -124,10 +124,22 @@ fn open_in_root<'py>(
     Ok(data.map(|data| PyBytes::new(py, &data)))
 }
 
+#[pyfunction]
+fn exchange(py: Python<'_>, one: PathBuf, other: PathBuf) -> PyResult<bool> {
+    py.detach(|| islet_layers::exchange(&one, &other)).map_err(|error| to_python(py, &error))
+}
+
+#[pyfunction]
+fn flush_file_system(py: Python<'_>, directory: PathBuf) -> PyResult<()> {
+    py.detach(|| islet_layers::flush_file_system(&directory)).map_err(|error| to_python(py, &error))
+}
+
 /// Fill the submodule `_native.layers`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Progress>()?;
     module.add_function(wrap_pyfunction!(apply, module)?)?;
     module.add_function(wrap_pyfunction!(open_in_root, module)?)?;
+    module.add_function(wrap_pyfunction!(exchange, module)?)?;
+    module.add_function(wrap_pyfunction!(flush_file_system, module)?)?;
     Ok(())
 }
