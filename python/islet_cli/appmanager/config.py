@@ -191,12 +191,16 @@ def parse(document: object) -> Config:
     """Read the parsed YAML document; see `load`."""
     top = _mapping(document, "the configuration")
     rsi = _choice(top, "rsi", {"device": "device", "virtio-serial": "virtio-serial"}, default="device")
+    crypto = _crypto(_mapping(_required(top, "crypto"), "crypto"))
+    policy = _policy(top.get("policy"), emulated=rsi == "virtio-serial")
+    if not policy.compat and crypto.key_size != 64:
+        raise ConfigError("crypto.key_bytes: must be 64 unless the policy says compat")
     return Config(
         workdir=_path(top, "workdir"),
         vsock_port=_integer(top, "vsock_port", high=0xFFFFFFFF),
         control=_choice(top, "control", {"vsock": "vsock", "virtio-serial": "virtio-serial"}, default="vsock"),
         rsi=rsi,
-        crypto=_crypto(_mapping(_required(top, "crypto"), "crypto")),
+        crypto=crypto,
         launcher=_launcher(_required(top, "launcher")),
         ca_pub=_path(top, "ca_pub"),
         sealing=_sealing(_required(top, "keysealing")),
@@ -204,7 +208,7 @@ def parse(document: object) -> Config:
         extend=_choice(top, "extend", _REMS, default=None),
         same_vendor=_boolean(top, "ensure_same_app_vendor", default=False),
         fs_type=_choice(top, "fs_type", _FILE_SYSTEMS, default="ext2"),
-        policy=_policy(top.get("policy"), emulated=rsi == "virtio-serial"),
+        policy=policy,
     )
 
 

@@ -10,7 +10,6 @@ status    NotStarted                            IsRunning           Exited(raw s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from islet_cli.appmanager.container import Containers, Process, ProcessSpec
 from islet_cli.appmanager.logring import LogRing
@@ -28,7 +27,6 @@ class Supervisor:
         spec: What to run.
         stop_signal: The signal that asks it to end.
         containers: Starts it.
-        on_exit: Called with the raw wait status when it ended by itself.
         grace_s: Time between stop signal and kill, in seconds.
     """
 
@@ -38,14 +36,12 @@ class Supervisor:
         stop_signal: int,
         containers: Containers,
         *,
-        on_exit: Callable[[int], None] = lambda _status: None,
         grace_s: float = STOP_GRACE_S,
     ) -> None:
         self.log = LogRing()
         self._spec = spec
         self._stop_signal = stop_signal
         self._containers = containers
-        self._on_exit = on_exit
         self._grace_s = grace_s
         self._lock = threading.Lock()
         self._process: Process | None = None
@@ -72,7 +68,6 @@ class Supervisor:
         with self._lock:
             self._process = None
             self._unreported = status
-        self._on_exit(status)
 
     def stop(self) -> Answer:
         """Ask it to end, and kill it when it has not within the grace period.
