@@ -143,7 +143,9 @@ def _serve(ws: Workspace | None, options: ServeOptions, *, debug: bool) -> None:
         info = server.info()
         with services.announce(ws, "registry", info) if ws is not None else contextlib.nullcontext():
             note(_summary(info))
-            threading.Event().wait()
+            # Being told to stop is how a service ends well.
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
 
 
 def _summary(info: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ class RegistryServer:
     def info(self) -> dict[str, Any]:
         """What others need to know: `{"address", "tls", "allow_emulated"}`, and a warning where one is due."""
         policy = self.options.policy
-        emulated = policy is not None and policy.allow_emulated
+        emulated = self.options.tls == "ra-tls" and policy is not None and policy.allow_emulated
         out: dict[str, Any] = {"address": self.address, "tls": self.options.tls, "allow_emulated": emulated}
         if emulated:
             out["warning"] = EMULATED_WARNING

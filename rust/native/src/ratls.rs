@@ -9,7 +9,7 @@ use islet_ratls::{
     Appraiser, BoxError, ClientOptions, Error, Event, Evidence, Interrupt, Limits, Mode, Recorder,
     Refusal, Server, ServerOptions, TlsClient, TokenProvider, CHALLENGE_BYTES, NONCE_BYTES,
 };
-use pyo3::exceptions::{PyOSError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyConnectionError, PyOSError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -23,7 +23,7 @@ const MAX_RECV: usize = 64 << 10;
 fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let message = error.to_string();
     match error {
-        Error::Io(source) => PyErr::from(source),
+        Error::Io(source) => os_error(&source),
         Error::Timeout(_) => PyTimeoutError::new_err(message),
         Error::Resolve { .. } => PyOSError::new_err(message),
         Error::Provider(source) | Error::Interrupted(source) => match source.downcast::<PyErr>() {
@@ -38,6 +38,18 @@ fn to_python(py: Python<'_>, error: Error) -> PyErr {
         }
         Error::Tls(_) => raise(py, Family::Verification, "tls_protocol", &message),
         Error::Config { .. } => raise(py, Family::Input, "tls_config", &message),
+    }
+}
+
+/// An `OSError` with its number, from which Python chooses the subclass.
+fn os_error(error: &std::io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => {
+            let reason = text.split(" (os error").next().unwrap_or(&text).to_string();
+            PyOSError::new_err((number, reason))
+        }
+        None => PyConnectionError::new_err(text),
     }
 }
 

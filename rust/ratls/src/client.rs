@@ -351,7 +351,11 @@ impl ClientStream {
                 if matches!(direction, Direction::Read) {
                     self.process()?;
                     if count == 0 && self.connection.is_handshaking() {
-                        return Err(Error::Io(io::Error::from(io::ErrorKind::UnexpectedEof)));
+                        let reason = "the server closed the connection during the handshake";
+                        return Err(Error::Io(io::Error::new(
+                            io::ErrorKind::UnexpectedEof,
+                            reason,
+                        )));
                     }
                 }
                 Ok(true)
