@@ -95,7 +95,7 @@ def decode_toml(data: bytes, kind: type[T], *, what: str) -> T:
     """
     try:
         return msgspec.toml.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{what}: {error}", code="bad-config") from error
 
 
@@ -116,7 +116,9 @@ class Workspace:
         root = root.resolve()
         file = root / SETTINGS_NAME
         if not file.is_file():
-            raise UnavailableError(f"{root}: no {SETTINGS_NAME} here", code="no-workspace", hint=f"run: islet init {root}")
+            raise UnavailableError(
+                f"{root}: no {SETTINGS_NAME} here", code="no-workspace", hint=f"run: islet init {root}"
+            )
         require_private(root)
         settings = decode_toml(read_file(file), Settings, what=str(file))
         workspace = cls(root, settings)
@@ -138,9 +140,7 @@ class Workspace:
         for directory in (here, *here.parents):
             if (directory / SETTINGS_NAME).is_file():
                 return cls.load(directory)
-        raise UnavailableError(
-            f"no {SETTINGS_NAME} in {here} or above it", code="no-workspace", hint="run: islet init"
-        )
+        raise UnavailableError(f"no {SETTINGS_NAME} in {here} or above it", code="no-workspace", hint="run: islet init")
 
     def path(self, relative: str) -> Path:
         """Resolve a path of `islet.toml`, which is relative to that file."""

@@ -125,6 +125,15 @@ def plan_of(manifest: Manifest, *, kernel: Path | None = None, initramfs: Path |
     )
 
 
+def with_profile(plan: LaunchPlan, profile: str) -> LaunchPlan:
+    """The same launch under another monitor's profile.
+
+    Raises:
+        InputError: Unknown profile (`launch`).
+    """
+    return LaunchPlan.from_json(plan.to_json() | {"profile": profile}, what=f"--profile {profile}")
+
+
 def lkvm_arguments(
     plan: LaunchPlan,
     *,

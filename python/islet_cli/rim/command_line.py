@@ -192,7 +192,7 @@ def _checked(arguments: Sequence[str]) -> Sequence[str]:
         except UnicodeEncodeError:
             usable = False
         if not usable:
-            raise error(ascii(argument), "not an argument that a program can be given")
+            raise error(argument, "not an argument that a program can be given")
     return arguments
 
 

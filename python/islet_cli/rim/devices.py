@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from islet_cli.fsutil import os_error
-from islet_cli.rim.options import error
+from islet_cli.rim.options import error, shown
 
 MAX_DISKS = 4
 MAX_9P_TAG = 32
@@ -115,10 +115,10 @@ def require_accessible(option: str, name: str, cwd: Path, *, write: bool = False
             raise FileNotFoundError(2, os.strerror(2))
         status = path.stat()
     except OSError as failure:
-        raise os_error(failure, f"{option} {name}") from failure
+        raise os_error(failure, shown(f"{option} {name}")) from failure
     if stat.S_ISDIR(status.st_mode):
         raise error(f"{option} {name}", "a directory where a file is needed")
     if not os.access(path, os.R_OK | (os.W_OK if write else 0)):
         denied = PermissionError(13, os.strerror(13))
-        raise os_error(denied, f"{option} {name}") from denied
+        raise os_error(denied, shown(f"{option} {name}")) from denied
     return status.st_size

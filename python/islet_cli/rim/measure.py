@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from islet_cli import _native
+from islet_cli.errors import InputError
 from islet_cli.launch.plan import LaunchPlan, lkvm_arguments
 from islet_cli.rim.command_line import machine_of
 
 DTB_AREA_SIZE = 65536
+
+# The mends of what the measurement itself finds; the command line's own errors carry theirs.
+_HINTS = {
+    "layout": "give the realm more memory, or a smaller kernel or initrd; all must fit into its first 256 MiB",
+    "device-tree": "use fewer vCPUs or devices, or a shorter kernel command line",
+    "file-too-short": "check that the file is complete",
+    "file-changed": "measure again when nothing writes to the file",
+    "not-a-file": "name a regular file",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +97,11 @@ def measure_arguments(arguments: Sequence[str], *, cwd: Path | None = None, prof
         InputError: kvmtool would refuse it, its RIM would depend on the host, or a file is missing.
     """
     machine = machine_of(arguments, cwd=cwd or Path(), profile=profile)
-    rim, dtb, regions = _native.rim.measure(machine)
+    try:
+        rim, dtb, regions = _native.rim.measure(machine)
+    except InputError as error:
+        error.hint = error.hint or _HINTS.get(error.code)
+        raise
     return Measurement(
         rim=rim,
         hash_algo=machine.hash_algo,

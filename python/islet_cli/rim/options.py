@@ -103,7 +103,12 @@ def parse(arguments: Sequence[str]) -> Iterator[Occurrence]:
 
 def error(option: str, problem: str, hint: str | None = None) -> InputError:
     """The error about one option of the command line."""
-    return InputError(f"{option[:64]}: {problem}", code="rim-option", hint=hint)
+    return InputError(f"{shown(option[:64])}: {problem}", code="rim-option", hint=hint)
+
+
+def shown(text: str) -> str:
+    """`text` on one line, whatever is in it."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _short(text: str, rest: list[str]) -> Occurrence:
@@ -117,28 +122,28 @@ def _short(text: str, rest: list[str]) -> Occurrence:
 def _long(text: str, rest: list[str]) -> Occurrence:
     name, separator, inline = text.partition("=")
     option, unset = _find(name)
-    shown = f"--{name}"
+    written = f"--{name}"
     value = inline if separator else None
     if unset:
         if value is not None:
-            raise error(shown, "takes no value")
+            raise error(written, "takes no value")
         if option.kind is Kind.CUSTOM:
-            raise error(shown, f"--{option.name} cannot be negated")
+            raise error(written, f"--{option.name} cannot be negated")
         return Occurrence(option, unset=True)
     if not option.takes_value:
         if value is not None:
-            raise error(shown, "takes no value", f"write --{option.name}")
+            raise error(written, "takes no value", f"write --{option.name}")
         return Occurrence(option)
-    return _with_value(option, shown, value, rest)
+    return _with_value(option, written, value, rest)
 
 
-def _with_value(option: Option, shown: str, inline: str | None, rest: list[str]) -> Occurrence:
+def _with_value(option: Option, written: str, inline: str | None, rest: list[str]) -> Occurrence:
     if inline is not None:
         return Occurrence(option, inline)
     if option.optional_value is not None and (not rest or rest[0].startswith("-")):
         return Occurrence(option, option.optional_value)
     if not rest:
-        raise error(shown, "a value is missing")
+        raise error(written, "a value is missing")
     return Occurrence(option, rest.pop(0))
 
 
@@ -161,6 +166,6 @@ def _find(name: str) -> tuple[Option, bool]:
     if not matches:
         raise error(f"--{name}", "unknown option")
     if len(matches) > 1:
-        shown = ", ".join(("--no-" if unset else "--") + option.name for option, unset in matches[:3])
-        raise error(f"--{name}", f"ambiguous: {shown}{', …' if len(matches) > 3 else ''}", "write the option in full")
+        some = ", ".join(("--no-" if unset else "--") + option.name for option, unset in matches[:3])
+        raise error(f"--{name}", f"ambiguous: {some}{', …' if len(matches) > 3 else ''}", "write the option in full")
     return matches[0]

@@ -41,7 +41,7 @@ const GIC_REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
 const GIC_ITS_SIZE: u64 = 0x2_0000;
 
 /// Affinity levels 0 to 3 of an MPIDR.
-const MPIDR_AFFINITY: u64 = 0xff00_ffff_ff;
+const MPIDR_AFFINITY: u64 = 0x00ff_00ff_ffff;
 
 /// The interrupt controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

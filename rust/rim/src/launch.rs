@@ -250,3 +250,118 @@ impl Steps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rmm::{HashAlgorithm, Profile};
+    use islet_dtb::kvmtool::IrqChip;
+    use std::path::Path;
+
+    /// A directory with a kernel (100 bytes, no header) and an initrd, gone at the end of the test.
+    struct Files(PathBuf);
+
+    impl Files {
+        fn new(name: &str) -> Self {
+            let directory =
+                std::env::temp_dir().join(format!("islet-rim-{}-{name}", std::process::id()));
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::write(directory.join("kernel"), [7; 100]).unwrap();
+            std::fs::write(directory.join("initrd"), [8; 5000]).unwrap();
+            Self(directory)
+        }
+
+        fn launch(&self) -> Launch {
+            let boot = Boot::Kernel {
+                path: self.0.join("kernel"),
+                initrd: Some(self.0.join("initrd")),
+            };
+            launch_of(boot)
+        }
+    }
+
+    impl Drop for Files {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn launch_of(boot: Boot) -> Launch {
+        Launch {
+            params: RealmParams {
+                algorithm: HashAlgorithm::Sha256,
+                profile: Profile::TfRmm,
+                sve_vl_bits: 0,
+                pmu_counters: 0,
+            },
+            machine: Machine {
+                ram_base: 0x8000_0000,
+                ram_size: 256 << 20,
+                cpus: 1,
+                mpidrs: None,
+                irqchip: IrqChip::GicV3,
+                pmu: false,
+                flash_size: None,
+                virtio: Vec::new(),
+                kaslr_seed: 0,
+                bootargs: None,
+                clock_frequency: 0,
+            },
+            boot,
+        }
+    }
+
+    #[test]
+    fn regions_stand_in_the_order_of_measurement() {
+        let files = Files::new("regions");
+        let measurement = measure(&files.launch()).unwrap();
+        let shown: Vec<_> = measurement
+            .regions
+            .iter()
+            .map(|region| (region.kind.name(), region.start, region.size))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("kernel", 0x8008_0000, 4096),
+                ("initrd", 0x8fdf_e000, 8192),
+                ("dtb", 0x8fe0_0000, 65536)
+            ]
+        );
+    }
+
+    #[test]
+    fn every_input_counts() {
+        let files = Files::new("inputs");
+        let baseline = measure(&files.launch()).unwrap().rim;
+        let mut cpus = files.launch();
+        cpus.machine.cpus = 2;
+        let mut profile = files.launch();
+        profile.params.profile = Profile::Islet;
+        let mut algorithm = files.launch();
+        algorithm.params.algorithm = HashAlgorithm::Sha512;
+        for changed in [cpus, profile, algorithm] {
+            assert_ne!(measure(&changed).unwrap().rim, baseline);
+        }
+        std::fs::write(
+            files.0.join("initrd"),
+            [[8; 4999].as_slice(), &[9]].concat(),
+        )
+        .unwrap();
+        assert_ne!(measure(&files.launch()).unwrap().rim, baseline);
+    }
+
+    #[test]
+    fn a_firmware_needs_no_header() {
+        let files = Files::new("firmware");
+        let firmware = |path: &Path, address| {
+            let path = path.to_owned();
+            measure(&launch_of(Boot::Firmware { path, address }))
+        };
+        let measurement = firmware(&files.0.join("kernel"), 0).unwrap();
+        assert_eq!(measurement.regions[0].kind, RegionKind::Firmware);
+        assert_eq!(measurement.regions[0].start, 0x8000_0000);
+        let refused = firmware(&files.0.join("kernel"), 0x7000_0000).unwrap_err();
+        assert_eq!(refused.code(), "layout");
+    }
+}

@@ -13,7 +13,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub mod launch;
 pub mod layout;
@@ -27,7 +27,7 @@ pub const GRANULE_SIZE: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be opened or read.
-    #[error("{what} {}: {}", path.display(), describe(source))]
+    #[error("{what} {}: {}", show(path), describe(source))]
     Io {
         /// What the file is to the launch.
         what: &'static str,
@@ -37,7 +37,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Only regular files can be measured.
-    #[error("{what} {}: not a regular file", path.display())]
+    #[error("{what} {}: not a regular file", show(path))]
     NotAFile {
         /// What the file is to the launch.
         what: &'static str,
@@ -45,7 +45,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The file ended before the size that it had when it was opened.
-    #[error("{what} {}: changed while it was measured", path.display())]
+    #[error("{what} {}: changed while it was measured", show(path))]
     Changed {
         /// What the file is to the launch.
         what: &'static str,
@@ -53,7 +53,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The file is too short to be what it should be.
-    #[error("{what} {}: {size} bytes; at least {least} are needed", path.display())]
+    #[error("{what} {}: {size} bytes; at least {least} are needed", show(path))]
     TooShort {
         /// What the file is to the launch.
         what: &'static str,
@@ -93,6 +93,20 @@ impl Error {
             Self::DeviceTree(_) => "device-tree",
         }
     }
+}
+
+/// The path on one line, whatever is in its name.
+fn show(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// The system's words without the error number that `io::Error` appends.
