@@ -1,6 +1,6 @@
 """The launch plan: what a realm is launched with, and the kvmtool command line that it stands for.
 
-The plan travels as JSON (docs/platform-protocol.md, LAUNCH) from the vendor to the warden and from
+The plan travels as JSON (LAUNCH in the management protocol of the platform) from the vendor to the warden and from
 the warden to the platform; its RIM is that of `lkvm run` with `lkvm_arguments(plan)`.
 """
 
