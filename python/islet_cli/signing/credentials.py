@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from islet_cli.config import Workspace
-from islet_cli.errors import InputError
+from islet_cli.errors import InputError, InternalError
 from islet_cli.keys import ecc, files
 from islet_cli.keys.ecc import PublicKey
 from islet_cli.signing.sign import Vendor, certified_vendor, certify
@@ -48,9 +48,7 @@ def vendor_of(named: KeyFiles, workspace: Workspace | None, *, signed_elsewhere:
     if chosen.ca_private is not None:
         return certify(public, ecc.load_private(chosen.ca_private), private)
     if chosen.vendor_signature is None or chosen.ca_public is None:
-        raise InputError(
-            "the root CA is missing", code="usage", hint="give --vendor-sig with --ca-pub, or --ca-key alone"
-        )
+        raise InternalError("an incomplete set of keys was let through")
     certificate = files.load_signature(chosen.vendor_signature)
     return certified_vendor(public, certificate, ecc.load_public(chosen.ca_public), private)
 
@@ -65,6 +63,9 @@ def _complete(named: KeyFiles, workspace: Workspace | None) -> KeyFiles:
     if any(realistic) and not all(realistic):
         raise InputError("--vendor-sig and --ca-pub belong together", code="usage", hint="give both")
     if workspace is None:
+        if named.ca_private is None and not all(realistic):
+            hint = "give --vendor-sig with --ca-pub, or --ca-key alone; or work in a workspace: islet init"
+            raise InputError("the root CA is missing", code="usage", hint=hint)
         return named
     vendor = named.vendor or workspace.path(workspace.settings.keys.vendor)
     if named.ca_private is not None or all(realistic):
