@@ -62,7 +62,7 @@ def test_pins_of_signer_and_version() -> None:
     assert verify_block(data, public_key=KEY.public.sec1[1:], min_svn=5).monitor_result == "RMI_SUCCESS"
     for pins, code in (({"public_key": bytes(96)}, "public-key"), ({"min_svn": 6}, "svn")):
         with pytest.raises(VerificationError) as caught:
-            verify_block(data, **pins)  # type: ignore[arg-type]
+            verify_block(data, **pins)
         assert caught.value.code == code
 
 

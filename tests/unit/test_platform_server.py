@@ -106,6 +106,12 @@ def platform(tmp_path: Path, booted: hes.Hes) -> Iterator[Platform]:
     assert not list(run.glob("*.sock")), "sockets were left behind"
 
 
+def answer_of(connection: socket.socket) -> Any:
+    answer = framing.read_frame(connection.recv)
+    assert answer is not None
+    return answer
+
+
 def until(condition: Any, what: str) -> None:
     deadline = time.monotonic() + 10
     while not condition():
@@ -326,7 +332,7 @@ def test_a_malformed_body_keeps_the_channel_in_step_and_a_malformed_prefix_ends_
     with platform.client() as client:
         rd, peer = activate(client, platform)
         peer.socket.sendall(framing.PREFIX.pack(3) + b"{x}")
-        assert framing.read_frame(peer.socket.recv)["Error"]["errno"] == 22
+        assert answer_of(peer.socket)["Error"]["errno"] == 22
         peer.hello()
         assert peer.ask("Version") == {"Version": 65536}, "a restarted manager says hello again"
         peer.socket.sendall(framing.PREFIX.pack(4093))
@@ -404,9 +410,9 @@ def test_unknown_management_requests_are_answered(platform: Platform, request_: 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
         raw.connect(str(platform.socket))
         raw.sendall(framing.encode(request_))
-        assert framing.read_frame(raw.recv)["Error"]["code"] == "input"
+        assert answer_of(raw)["Error"]["code"] == "input"
         raw.sendall(framing.PREFIX.pack(2) + b"{]")
-        assert framing.read_frame(raw.recv)["Error"]["code"] == "input"
+        assert answer_of(raw)["Error"]["code"] == "input"
         raw.sendall(framing.PREFIX.pack(framing.MAX_FRAME + 1))
         assert raw.recv(1) == b""
     with platform.client() as client:

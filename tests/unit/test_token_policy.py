@@ -205,17 +205,15 @@ def test_reference_documents_keep_name_and_kind(tmp_path: Path) -> None:
 
 
 def test_headers_of_cose_messages() -> None:
-    good = {"tag": 18, "array": [cbor2.dumps({1: -35}), {}, b"", b""]}
 
-    def parse(**changes: Any) -> cose.Sign1:
-        values = good | changes
-        return cose.parse_sign1(cbor2.dumps(cbor2.CBORTag(values["tag"], values["array"])), what="message")
+    def parse(array: list[Any]) -> cose.Sign1:
+        return cose.parse_sign1(cbor2.dumps(cbor2.CBORTag(18, array)), what="message")
 
-    assert parse().algorithm == cose.ES384
-    assert parse(array=[b"", {}, b"", b""]).algorithm is None
-    assert parse(array=[cbor2.dumps({1: "text"}), {}, b"", b""]).algorithm is None
+    assert parse([cbor2.dumps({1: -35}), {}, b"", b""]).algorithm == cose.ES384
+    assert parse([b"", {}, b"", b""]).algorithm is None
+    assert parse([cbor2.dumps({1: "text"}), {}, b"", b""]).algorithm is None
     bad_headers = [b"\xff", cbor2.dumps([1]), b"\xa2\x01\x26\x01\x26", cbor2.dumps({1: -7}) + b"\0"]
     for array in (*([header, {}, b"", b""] for header in bad_headers), [b"", [], b"", b""], [b"", {}, "", b""], []):
         with pytest.raises(TokenError) as caught:
-            parse(array=array)
+            parse(array)
         assert caught.value.code == "cose"

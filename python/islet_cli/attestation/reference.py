@@ -50,6 +50,16 @@ class ReferenceValues:
     version: str | None = None
     source: str | None = None
 
+    @classmethod
+    def load(cls, path: Path) -> ReferenceValues:
+        """Read a document from a file; see `parse`."""
+        return load(path)
+
+    @classmethod
+    def parse(cls, document: bytes | dict[str, Any], *, what: str = "reference values") -> ReferenceValues:
+        """Read a document; see the function `parse`."""
+        return parse(document, what=what)
+
     def to_json(self) -> dict[str, Any]:
         """The upstream document; `parse` reads it back."""
         realm: dict[str, Any] = {"name": self.name}
