@@ -233,16 +233,15 @@ def _complete(source: Source, programs: list[Placed], *, required: set[str]) -> 
         if facts is not None:
             source.architecture = facts.architecture
             break
+    for name, asker in libraries.find([placed for placed in programs if placed.image in required]).missing:
+        raise InputError(
+            f"{asker}: {name} was not found on this machine",
+            code="library-missing",
+            hint="install it, link the program statically, or give a root file system",
+        )
+    # A plug-in somewhere in a directory may want what nobody has; what is to be started must not.
     needs = libraries.find(programs)
-    for name, asker in needs.missing:
-        # A plug-in somewhere in a directory may want what nobody has; a program to be started must not.
-        if asker in required or not asker.startswith(APPLICATION + "/"):
-            raise InputError(
-                f"{asker}: {name} was not found on this machine",
-                code="library-missing",
-                hint="install it, link the program statically, or give a root file system",
-            )
-        source.tree.warnings.append(f"{asker}: {name} was not found")
+    source.tree.warnings += [f"{asker}: {name} was not found" for name, asker in needs.missing]
     for image, host in needs.files.items():
         if image.lstrip("/") not in source.tree.entries:
             source.tree.add_file(image, host)
