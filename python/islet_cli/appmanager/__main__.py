@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from islet_cli.appmanager import clock, config, console
-from islet_cli.errors import IsletError, OperationError, UnavailableError
+from islet_cli.errors import InternalError, IsletError, OperationError, UnavailableError
 
 if TYPE_CHECKING:
     from islet_cli.appmanager.application import Surroundings
@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     except IsletError as error:
         console.say(f"the manager ends: {error.message}")
         return error.exit_code
+    except Exception as error:
+        # One line with the place of the fault: the console is the host's.
+        console.say(f"the manager ends: internal fault: {console.describe(error)}")
+        return InternalError.exit_code
 
 
 def serve(path: Path) -> int:

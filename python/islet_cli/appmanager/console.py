@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _PROGRESS_INTERVAL_S = 1.0
 _LIMIT = 400
@@ -18,6 +19,15 @@ def say(text: str) -> None:
     with _lock:
         sys.stdout.write(f"islet: {line}\n")
         sys.stdout.flush()
+
+
+def describe(error: BaseException) -> str:
+    """An unexpected exception in one line: its type, its text, and where it was raised."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place is not None else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 class Progress:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from islet_cli import framing
 from islet_cli.appmanager import messages as m
 from islet_cli.appmanager.application import Application
+from islet_cli.appmanager.console import describe
 from islet_cli.appmanager.control import Channel, ChannelClosedError
 from islet_cli.appmanager.messages import Answer, AnswerError
 from islet_cli.appmanager.power import Action, Power
@@ -150,7 +151,7 @@ class Manager:
             return error.to_json()
         except Exception as error:
             # Whatever it is: the host gets its one answer, and the console the reason.
-            self._services.say(f"internal fault: {type(error).__name__}: {error}")
+            self._services.say(f"internal fault: {describe(error)}")
             return AnswerError(_KINDS[type(request)], f"internal: {type(error).__name__}").to_json()
 
     # -- requests ---------------------------------------------------------------------------------------

@@ -46,14 +46,12 @@ class Entry:
         guid: Lower-case hyphenated unique GUID.
         first: First sector.
         sectors: Length in 512-byte sectors.
-        name: The entry's name.
     """
 
     number: int
     guid: str
     first: int
     sectors: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -118,13 +116,12 @@ def _parse_entries(array: bytes, header: _Header) -> list[Entry]:
         raise _invalid("entries checksum does not hold")
     out = []
     for index in range(header.count):
-        kind, guid, first, last, _attributes, name = _ENTRY.unpack_from(array, index * ENTRY_SIZE)
+        kind, guid, first, last, _attributes, _name = _ENTRY.unpack_from(array, index * ENTRY_SIZE)
         if kind == bytes(16):
             continue
         if not header.first_usable <= first <= last <= header.last_usable:
             raise _invalid(f"partition {index + 1} lies outside the usable range")
-        text = name.decode("utf-16-le", "replace").partition("\0")[0]
-        out.append(Entry(index + 1, guid_text(guid), first, last - first + 1, text))
+        out.append(Entry(index + 1, guid_text(guid), first, last - first + 1))
     ordered = sorted(out, key=lambda entry: entry.first)
     for left, right in itertools.pairwise(ordered):
         if left.first + left.sectors > right.first:
