@@ -80,11 +80,24 @@ def publish(
     from islet_cli.realm_image.publish import publish as publish_realm
 
     space = workspace_of(workspace)
-    published = publish_realm(space, _manifest(space, manifest), key, apps or [], output)
+    signer = None
+    if key is not None:
+        from islet_cli.keys.ecc import load_private
+
+        signer = load_private(key)
+    published = publish_realm(space, _manifest(space, manifest), signer, [_image(app) for app in apps or []], output)
     lines = [f"published in {published.directory}"]
     lines += [f"metadata block signed by {published.signer}"] if published.signer else []
-    lines += [f"RIM: {published.rim}"]
+    lines += [f"RIM: {published.rim.hex()}"]
     show(published.to_json(), "\n".join(lines), as_json=as_json)
+
+
+def _image(text: str) -> tuple[Path, str | None]:
+    """`LAYOUT[:TAG]`; a path that exists as it is has no tag."""
+    path, colon, tag = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), None
+    return Path(path), tag
 
 
 COMMANDS = {"build": build, "publish": publish}

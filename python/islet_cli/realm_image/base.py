@@ -1,7 +1,8 @@
 """The first part of an initramfs, which depends on the lock alone, and the kernel that goes with it.
 
 An initramfs is two archives, one after the other, which the kernel unpacks in order: this one, compressed, and a
-small one, as it is, with the realm's own configuration. So a changed configuration costs no second build of the large one.
+small one, as it is, with the realm's own configuration. So a changed configuration costs no second build of the
+large one.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def build(
     package_cache: Path | None = None,
     update_lock: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
-    report: Report = silent,
+    report: Report | None = None,
     site: SiteFiles | None = None,
 ) -> BuiltImage:
     """Build the realm image, or find it unchanged.
@@ -91,13 +91,18 @@ def build(
     with exclusive_lock(workspace.cache_dir / "build.lock"):
         store = _store(workspace, arch, package_cache)
         lock = _locked(manifest.lock_path, store, site, arch, given, update_lock)
-        own = _own_archive(workspace, manifest, lock, extra_files or {})
-        stamp = {"lock": _sha256(lock.to_toml().encode()), "own": _sha256(own)}
+        signer = metadata_signer(workspace) if manifest.launch.metadata else None
+        own = _own_archive(workspace, manifest, lock, signer, extra_files or {})
+        stamp = {
+            "lock": _sha256(lock.to_toml().encode()),
+            "own": _sha256(own),
+            "signer": signer.hex() if signer else None,
+        }
         image = _reusable(manifest, output, stamp)
         if image is not None:
             return image
         _require_space(workspace.cache_dir)
-        base = load_or_make(workspace.cache_dir / "base", lock, store, site, arch, given, report)
+        base = load_or_make(workspace.cache_dir / "base", lock, store, site, arch, given, report or silent)
         return _write(manifest, output, lock, stamp, base.kernel, base.archive + own)
 
 
@@ -185,12 +190,13 @@ def _kernel_files(given: GivenKernel) -> KernelFiles:
     return KernelFiles(image=_sha256(given.image), modules=_sha256(modules.encode()))
 
 
-def _own_archive(workspace: Workspace, manifest: Manifest, lock: RealmLock, extra: Mapping[str, bytes]) -> bytes:
+def _own_archive(
+    workspace: Workspace, manifest: Manifest, lock: RealmLock, signer: bytes | None, extra: Mapping[str, bytes]
+) -> bytes:
     """The part of the initramfs that is this realm's own."""
     from islet_cli.keys import ecc
 
     authority = ecc.load_public(workspace.path(workspace.settings.keys.ca).with_suffix(".pub"))
-    signer = metadata_signer(workspace) if manifest.launch.metadata else None
     configuration = config_yml.configuration(manifest, metadata_key=signer)
     tree = cpio.Tree()
     tree.add(config_yml.CONFIG_PATH, cpio.file(config_yml.render(configuration)))

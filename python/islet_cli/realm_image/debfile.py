@@ -8,13 +8,18 @@ from __future__ import annotations
 import io
 import lzma
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from islet_cli.errors import InputError
 
 _AR_MAGIC = b"!<arch>\n"
-_MODES = {"data.tar": "r:", "data.tar.gz": "r:gz", "data.tar.xz": "r:xz", "data.tar.bz2": "r:bz2"}
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    "data.tar": lambda data: data,
+    "data.tar.gz": lambda data: zlib.decompress(data, wbits=31),
+    "data.tar.xz": lzma.decompress,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def members(package: bytes, *, what: str) -> Iterator[Packed]:
     """
     name, data = _payload(package, what)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode=_MODES[name]) as archive:
+        with tarfile.open(fileobj=io.BytesIO(_UNPACK[name](data)), mode="r:") as archive:
             for member in archive:
                 path = member.name.removeprefix("./")
                 if member.issym():
@@ -43,7 +48,7 @@ def members(package: bytes, *, what: str) -> Iterator[Packed]:
                 elif member.isfile():
                     content = archive.extractfile(member)
                     yield Packed(path, bool(member.mode & 0o100), content.read() if content else b"")
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise InputError(f"{what}: damaged package: {error}", code="bad-package") from error
 
 
@@ -59,7 +64,7 @@ def _payload(package: bytes, what: str) -> tuple[str, bytes]:
             break
         size = int(size_text)
         if name.startswith("data.tar"):
-            if name not in _MODES:
+            if name not in _UNPACK:
                 raise InputError(f"{what}: {name} is not supported", code="bad-package")
             return name, package[position + 60 : position + 60 + size]
         position += 60 + size + size % 2

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Mapping
 from islet_cli.errors import InputError
 
 
-def imported_names(source: bytes, module: str, *, is_package: bool) -> set[str]:
+def imported_names(source: bytes, module: str, *, is_package: bool, lazy: bool = True) -> set[str]:
     """Return the dotted names that the source imports, anywhere in it but under `if TYPE_CHECKING`.
 
     `from a import b` yields both `a` and `a.b`, because `b` may be a module.
+
+    Args:
+        source: Of the module.
+        module: Its dotted name.
+        is_package: Whether it is a package's `__init__`.
+        lazy: Include what is imported only when a function runs.
 
     Raises:
         InputError: The source is not Python (`bad-source`).
@@ -27,6 +33,8 @@ def imported_names(source: bytes, module: str, *, is_package: bool) -> set[str]:
         node = pending.pop()
         if isinstance(node, ast.If) and _is_typing_guard(node.test):
             pending.extend(node.orelse)
+        elif not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
         elif isinstance(node, ast.Import):
             out.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,13 +68,16 @@ def module_name(path: str) -> tuple[str, bool]:
     return ".".join(parts), False
 
 
-def closure(sources: Mapping[str, bytes], roots: Iterable[str], *, denied: frozenset[str]) -> set[str]:
+def closure(
+    sources: Mapping[str, bytes], roots: Iterable[str], *, denied: frozenset[str] = frozenset(), lazy: bool = True
+) -> set[str]:
     """Return the paths of `sources` that are needed when the modules `roots` are imported.
 
     Args:
         sources: Python sources by path relative to the import root.
         roots: Dotted names; what is not among the sources is skipped (built in, or an extension module).
         denied: Modules (with all below them) that are not followed from other modules, only as roots.
+        lazy: As for `imported_names`.
 
     Returns:
         Paths, with the packages that the modules lie in.
@@ -82,7 +93,7 @@ def closure(sources: Mapping[str, bytes], roots: Iterable[str], *, denied: froze
                 continue
             taken.add(path)
             module, is_package = module_name(path)
-            found = imported_names(sources[path], module, is_package=is_package)
+            found = imported_names(sources[path], module, is_package=is_package, lazy=lazy)
             pending.extend(item for item in found if not is_denied(item, denied))
     return taken
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from islet_cli.errors import InternalError, UnavailableError
 from islet_cli.fsutil import read_file
 from islet_cli.realm_image import elf
 from islet_cli.realm_image.arch import Arch
+from islet_cli.realm_image.imports import closure, module_name
 from islet_cli.realm_image.lock import Distribution, IsletFiles
 from islet_cli.realm_image.packages import data_lines
 
@@ -75,13 +75,20 @@ def collect() -> SiteFiles:
     return SiteFiles(files, recipe, tuple(distributions), __version__)
 
 
-def _islet_paths(package: Path) -> Iterator[str]:
+def _islet_paths(package: Path) -> list[str]:
+    """The listed modules, and what they import when they are imported themselves."""
+    listed: list[str] = []
     for line in data_lines("islet_modules.txt"):
         path = package / line
         found = sorted(path.rglob("*.py")) if line.endswith("/") else [path]
         if not found or not all(item.is_file() for item in found):
             raise InternalError(f"{path}: belongs to the realm image and is missing")
-        yield from (item.relative_to(package).as_posix() for item in found)
+        listed += [item.relative_to(package).as_posix() for item in found]
+    sources = {
+        f"{package.name}/{path.relative_to(package).as_posix()}": read_file(path) for path in package.rglob("*.py")
+    }
+    roots = [module_name(f"{package.name}/{path}")[0] for path in listed]
+    return sorted(path.partition("/")[2] for path in closure(sources, roots, lazy=False))
 
 
 def _native(package: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Single files of the packages that a realm image is locked to."""
+"""Files of the packages that a realm's lock pins, for others than the image builder."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ from islet_cli.realm_image.packages import PackageStore, user_cache
 
 
 def package_file(workspace: Workspace, manifest: Manifest, package: str, path: str) -> bytes:
-    """Return a regular file of a locked package.
-
-    Args:
-        package: Its name, `busybox-static`.
-        path: Inside the package, without a leading slash.
+    """Return one file of a package of the realm's lock, such as `bin/busybox` of `busybox-static`.
 
     Raises:
-        InputError: There is no lock, or it names no such package or file.
+        InputError: There is no lock yet, or it has no such package or file (`not-locked`).
         UnavailableError: The package is neither kept nor to be fetched.
     """
     lock = lockfile.load(manifest.lock_path)
-    if lock is None:
-        raise InputError(f"{manifest.lock_path}: no such file", code="no-such-file", hint="run: islet realm build")
-    chosen = [item for item in lock.package if item.name == package]
+    pinned = [item for item in lock.package if item.name == package] if lock else []
+    if not pinned:
+        raise InputError(
+            f"{manifest.lock_path}: does not pin {package}", code="not-locked", hint="run: islet realm build"
+        )
     store = PackageStore(buildable(manifest.arch), workspace.cache_dir / "packages", [user_cache() / "packages"])
-    for data in store.read(chosen).values():
-        for member in members(data, what=package):
-            if member.path == path and member.kind == "file":
-                return member.data
-    raise InputError(f"{manifest.lock_path}: no {path} in a package {package}", code="no-such-file")
+    for member in members(store.read(pinned)[package], what=package):
+        if member.path == path and member.target is None:
+            return member.data
+    raise InputError(f"package {package} {pinned[0].version} has no file {path}", code="not-locked")

@@ -43,10 +43,6 @@ _TEXTS = {
     "etc/hostname": "realm\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 realm\n",
     "etc/resolv.conf": "",
-    "etc/mke2fs.conf": "[defaults]\n\tbase_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr\n"
-    "\tdefault_mntopts = acl,user_xattr\n\tenable_periodic_fsck = 0\n\tblocksize = 4096\n\tinode_size = 256\n"
-    "\tinode_ratio = 16384\n\n[fs_types]\n\text4 = {\n\t\tfeatures = has_journal,extent,huge_file,flex_bg,"
-    "metadata_csum,64bit,dir_nlink,extra_isize\n\t}\n",
 }
 _DIRECTORIES = ("apps", "dev", "proc", "root", "run", "sys", "tmp", "var")
 
@@ -101,6 +97,7 @@ def fill(
     # The kernel opens /dev/console for the first process before anything is mounted.
     tree.add("dev/console", cpio.character_device(5, 1))
     tree.add("init", cpio.file((data / "init").read_bytes(), executable=True))
+    tree.add("etc/mke2fs.conf", cpio.file((data / "mke2fs.conf").read_bytes()))
     tree.add("usr/libexec/islet/realm-init", cpio.file((data / "realm-init").read_bytes(), executable=True))
     tree.add("usr/libexec/islet/dhcp", cpio.file((data / "dhcp").read_bytes(), executable=True))
     for stage in ("early", "late", "vsock"):
@@ -110,10 +107,8 @@ def fill(
         tree.add(f"usr/lib/modules/{name}", cpio.file(content))
     native = {path: packages.read(path) for path in _PROGRAMS}
     native.update(_python(tree, packages, site, interpreter, arch))
-    for path, content in native.items():
-        target = _PROGRAMS.get(path)
-        if target:
-            tree.add(target, cpio.file(elf.trimmed(content, what=path), executable=True))
+    for path, target in _PROGRAMS.items():
+        tree.add(target, cpio.file(elf.trimmed(native[path], what=path), executable=True))
     _libraries(tree, packages, native, arch)
 
 
