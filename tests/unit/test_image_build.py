@@ -407,3 +407,14 @@ def test_a_plug_in_of_a_directory_may_lack_something(tmp_path: Path) -> None:
     make_elf(directory / "plugin.so", needed=("libnowhere.so",))
     built = build_image(directory, tmp_path / "out", name="x")
     assert built.warnings == ("/app/plugin.so: libnowhere.so was not found",)
+
+
+def test_a_script_of_a_directory_brings_its_interpreter(tmp_path: Path) -> None:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    (directory / "start.sh").write_text("#!/bin/sh\n")
+    (directory / "start.sh").chmod(0o755)
+    built = build_image(directory, tmp_path / "out", name="x")
+    found = members(built)
+    assert "bin/sh" in found and "app/start.sh" in found
+    assert config_of(built).architecture in {"amd64", "arm64"}

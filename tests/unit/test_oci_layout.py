@@ -269,3 +269,16 @@ def test_words() -> None:
     for text in ("", "'", "[1]", "[", "[]"):
         with pytest.raises(InputError):
             split_words(text, what="x")
+
+
+@pytest.mark.parametrize("levels", [60, 70, 900, 100_000])
+def test_deep_documents(tmp_path: Path, levels: int) -> None:
+    write_layout(tmp_path / "layout", [])
+    text = '{"schemaVersion":2,"manifests":[],"x":' + "[" * levels + "]" * levels + "}"
+    (tmp_path / "layout/index.json").write_text(text)
+    if levels == 60:
+        assert jsonform.dumps(layout.load(tmp_path / "layout").index.raw)
+        return
+    with pytest.raises(InputError) as caught:
+        layout.load(tmp_path / "layout")
+    assert caught.value.code == "index_invalid"

@@ -15,6 +15,9 @@ from islet_cli.errors import InputError
 from islet_cli.oci.descriptor import MEDIA_INDEX, Descriptor, parse_descriptor, string_map
 from islet_cli.oci.digest import Digest, parse_digest
 
+MAX_DEPTH = 64
+"""Containers inside one another."""
+
 
 @dataclass(frozen=True)
 class Index:
@@ -62,6 +65,8 @@ def parse_object(data: bytes, *, what: str, code: str) -> dict[str, Any]:
     value = strictjson.loads(data, what=what, code=code)
     if not isinstance(value, dict):
         raise InputError(f"{what}: not a JSON object", code=code)
+    if _too_deep(value):
+        raise InputError(f"{what}: nested more than {MAX_DEPTH} levels deep", code=code)
     # An escaped lone surrogate is valid JSON but no text: it could not be written back or shown.
     if b"\\u" in data:
         try:
@@ -69,6 +74,21 @@ def parse_object(data: bytes, *, what: str, code: str) -> dict[str, Any]:
         except UnicodeEncodeError:
             raise InputError(f"{what}: holds a lone surrogate", code=code) from None
     return value
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether containers stand in one another deeper than any real document, and than encoders can go."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _require_schema(value: dict[str, Any], what: str, code: str) -> None:

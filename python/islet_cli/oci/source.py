@@ -119,14 +119,16 @@ def _directory(host: Path, entrypoint: list[str] | None) -> Source:
         for entry in tree.ordered()
         if entry.host is not None and _starts_with(entry.host, b"\x7fELF")
     ]
+    required = {entrypoint[0]}
     main = host / posixpath.relpath(entrypoint[0], APPLICATION)
     if main.is_file() and _starts_with(main, b"#!"):
         extra = _interpreter(main, tree)
         for placed in extra:
             tree.add_file(placed.image, placed.host.resolve())
         programs += extra
+        required |= {placed.image for placed in extra}
     source = Source(tree, entrypoint, APPLICATION, "")
-    _complete(source, programs, required={entrypoint[0]})
+    _complete(source, programs, required=required)
     return source
 
 
