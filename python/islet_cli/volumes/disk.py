@@ -414,18 +414,18 @@ def read_application_disk(path: Path, image_mib: int, data_mib: int) -> Applicat
     return found
 
 
-def resize_application_disk(path: Path, image_mib: int, data_mib: int) -> None:
-    """Rewrite an application's disk with other sizes: same GUIDs, contents copied unless the image shrinks.
+def resize_application_disk(path: Path, image_mib: int, data_mib: int, *, discard: bool = False) -> None:
+    """Rewrite an application's disk with other sizes: same GUIDs; contents are copied to partitions that grow.
 
     The new disk is built aside and renamed over the old one.
 
     Raises:
-        DiskError: The data partition would shrink (`data-at-risk`), or the disk is damaged.
+        DiskError: The data partition would shrink and not `discard` (`data-at-risk`), or the disk is damaged.
     """
     check_sizes(image_mib, data_mib)
     old = require_consistent(path)
     image, data = _named(old, path, "image"), _named(old, path, "data")
-    if data_mib * MIB_SECTORS < data.sectors:
+    if data_mib * MIB_SECTORS < data.sectors and not discard:
         raise DiskError("shrinking the data partition would lose data", code="data-at-risk")
     table = application_table(image_mib, data_mib, disk_guid=old.guid, image_guid=image.guid, data_guid=data.guid)
     aside = path.with_name(f".{path.name}.new")

@@ -4,7 +4,7 @@ A `Shape` turns what arrived into its canonical JSON value (members in declarati
 addresses in their one written form) or refuses it. Objects arrive as `Pairs`, so that a repeated
 member can be told from a repeated map key: the first is an error, of the second the last one wins.
 
-Source: docs/warden-protocol.md; the serde data model (https://serde.rs/enum-representations.html).
+Source: docs/protocols.md; the serde data model (https://serde.rs/enum-representations.html).
 """
 
 from __future__ import annotations

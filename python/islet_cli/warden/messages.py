@@ -3,7 +3,7 @@
 Upstream's messages keep their exact JSON; what islet adds is marked. Message values are canonical JSON
 (see `codec`): a unit variant is a string, any other an object with one member.
 
-Source: docs/warden-protocol.md; upstream realm-manager's `warden_client_lib` and `warden_realm` crates.
+Source: docs/protocols.md; upstream realm-manager's `warden_client_lib` and `warden_realm` crates.
 """
 
 from __future__ import annotations

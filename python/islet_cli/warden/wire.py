@@ -7,7 +7,6 @@ from typing import Any
 
 from islet_cli import framing
 from islet_cli.warden import codec
-from islet_cli.warden.messages import REALM_HELLO
 
 
 async def read_body(reader: asyncio.StreamReader) -> bytes | None:
@@ -19,21 +18,6 @@ async def read_body(reader: asyncio.StreamReader) -> bytes | None:
     """
     try:
         prefix = await reader.readexactly(framing.PREFIX.size)
-    except asyncio.IncompleteReadError as error:
-        if not error.partial:
-            return None
-        raise framing.FramingError("the stream ended inside a frame") from None
-    return await _rest(reader, prefix)
-
-
-async def read_realm_body(reader: asyncio.StreamReader) -> bytes | None:
-    """Like `read_body` on a realm's channel; returns `REALM_HELLO` itself where a manager begins anew."""
-    try:
-        prefix = await reader.readexactly(framing.PREFIX.size)
-        if prefix == REALM_HELLO[: len(prefix)]:
-            rest = await reader.readexactly(len(REALM_HELLO) - len(prefix))
-            if prefix + rest == REALM_HELLO:
-                return REALM_HELLO
     except asyncio.IncompleteReadError as error:
         if not error.partial:
             return None
