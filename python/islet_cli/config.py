@@ -1,6 +1,6 @@
 """The workspace: `islet.toml`, the `.islet` directory and the run directory.
 
-Source: platform-and-workspace.md 5.
+Source: docs/formats.md (workspace).
 """
 
 from __future__ import annotations

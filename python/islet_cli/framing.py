@@ -1,6 +1,6 @@
 """Length-prefixed JSON frames, shared by warden, realm and platform.
 
-Source: warden-and-realm.md 1.1: `u32 big-endian length N | N bytes of UTF-8 JSON`, N at most
+Source: docs/protocols.md: `u32 big-endian length N | N bytes of UTF-8 JSON`, N at most
 8 MiB and judged from the prefix alone.
 """
 

@@ -42,5 +42,5 @@ def loads(data: bytes | str, *, what: str = "document", code: str = "json") -> A
 
 
 def dumps(value: Any) -> bytes:
-    """Write compact UTF-8 JSON, members in the order given (warden-and-realm.md 1.2)."""
+    """Write compact UTF-8 JSON, members in the order given (docs/protocols.md)."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")

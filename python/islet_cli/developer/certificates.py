@@ -1,7 +1,7 @@
 """The registry's certificates: a CA of the workspace's own and a server certificate under it.
 
 Realms carry the CA in their measured image; the certificate's names give no trust by themselves.
-Source: RFC 5280; platform-and-workspace.md 6 (names).
+Source: RFC 5280; docs/registry.md (names).
 """
 
 from __future__ import annotations

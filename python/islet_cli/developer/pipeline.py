@@ -49,7 +49,7 @@ class SignedImage:
     def image_mib(self) -> int:
         """Size of an image partition for it: a record and two slots, so that old and new stand side by side.
 
-        Source: platform-and-workspace.md 5: 1 MiB + 2 x (1.15 x unpacked + compressed + 16 MiB), in steps of 16 MiB.
+        Source: docs/formats.md (slots): 1 MiB + 2 x (1.15 x unpacked + compressed + 16 MiB), in steps of 16 MiB.
         """
         slot = 1.15 * self.unpacked_bytes + self.compressed_bytes + 16 * MIB
         return math.ceil((MIB + 2 * slot) / MIB / _GRANULARITY_MIB) * _GRANULARITY_MIB

@@ -1,6 +1,6 @@
 """Make a workspace: five keys for five jobs, the registry's certificates, the emulated platform's identity.
 
-Source: platform-and-workspace.md 5; security.md 5 (separate keys for separate jobs).
+Source: docs/formats.md (workspace); docs/threat-model.md (separate keys for separate jobs).
 """
 
 from __future__ import annotations
