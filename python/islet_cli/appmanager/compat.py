@@ -10,7 +10,7 @@
 A kill at any instant leaves, after `recover`, the old image with the old metadata or the new with the new.
 The exchange leaves the same names in place, so the inode numbers tell which side of it the kill came.
 
-Source: docs/registry.md, "Installed images in compat mode"; renameat2(2).
+Source: the app-manager of the Islet project (names `img`, `unpack`, `temp`, `metadata.json`); renameat2(2).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Upstream's three fields come first, so that either side reads the other's file; islet's own follow in
 `islet`. Byte strings are lists of numbers, as upstream's serialiser writes them.
 
-Source: Islet project, app-manager, `launcher/oci`; docs/registry.md, "Installed images in compat mode".
+Source: the app-manager of the Islet project, whose file this is; `islet` is ours and described here.
 """
 
 from __future__ import annotations

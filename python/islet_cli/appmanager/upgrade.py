@@ -3,7 +3,7 @@
 Pure decisions, shared by both forms of the image partition. Version data counts only when it comes from
 signed bytes: the configuration's `created` and its label `io.islet.security-version`.
 
-Source: docs/registry.md, "Upgrades and rollback".
+Source: OCI image-spec 1.1, config.md, `created`; the order of the cases is that of `decide`.
 """
 
 from __future__ import annotations

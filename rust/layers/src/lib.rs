@@ -261,14 +261,25 @@ impl Job<'_> {
         check_blob(&file, layer.size, &layer.digest, self.progress)?;
         let mut survey = Survey::new(self.options);
         let bytes = self.survey(layer, &file, &mut survey)?;
-        let mut reader = self.reader(layer, &file)?;
-        let mut applier = Applier::new(&mut self.root, self.options, &mut self.warnings);
-        applier.hide(&survey.whiteouts)?;
-        applier.add(&mut reader)?;
-        applier.finish_directories()?;
-        check_diff_id(layer, &reader.into_inner().finish()?.0)?;
+        self.place(layer, &file, &survey)?;
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Apply a layer that was surveyed. Its bytes are hashed once more: the disk may not give the same twice.
+    fn place(&mut self, layer: &Checked<'_>, file: &File, survey: &Survey<'_>) -> Result<()> {
+        let mut reader = self.reader(layer, file)?;
+        let mut applier = Applier::new(&mut self.root, self.options, &mut self.warnings);
+        let outcome = applier
+            .hide(&survey.whiteouts)
+            .and_then(|()| applier.add(&mut reader));
+        let outcome = outcome.and_then(|()| applier.finish_directories());
+        if let Err(error @ (Error::Io { .. } | Error::Interrupted)) = outcome {
+            return Err(error);
+        }
+        // Other bytes than those surveyed may break any rule; that they are others is what matters.
+        check_diff_id(layer, &reader.into_inner().finish()?.0)?;
+        outcome
     }
 
     /// Check the whole layer without touching the destination. Returns its decompressed size.

@@ -164,6 +164,7 @@ pub struct LayerStream<'a> {
     hasher: Hasher,
     limit: u64,
     taken: u64,
+    progress: Arc<Progress>,
     /// The refusal that ended the stream: decoders may answer anything when asked again.
     failed: Option<(Code, String)>,
 }
@@ -207,6 +208,7 @@ impl<'a> LayerStream<'a> {
             hasher: diff_id.hasher(),
             limit,
             taken: 0,
+            progress: progress.clone(),
             failed: None,
         })
     }
@@ -227,6 +229,8 @@ impl<'a> LayerStream<'a> {
 
 impl LayerStream<'_> {
     fn decode(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        // Few compressed bytes may make many: looking when they are read is not enough.
+        self.progress.check()?;
         let count = self
             .decoder
             .read(buffer)
@@ -283,7 +287,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(blob).unwrap();
         let kind = Digest::Sha256([0; 32]);
-        LayerStream::open(&file, compression, &kind, limit, &Arc::default())?.finish()
+        let stream = LayerStream::open(&file, compression, &kind, limit, &Arc::default())?;
+        stream.finish()
     }
 
     fn code(blob: &[u8], compression: Compression) -> Option<Code> {

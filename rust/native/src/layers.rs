@@ -64,7 +64,12 @@ fn to_python(py: Python<'_>, error: &Error) -> PyErr {
                 source.kind(),
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
             );
-            raise(py, Family::Operation, if full { "disk-full" } else { "io" }, &message)
+            raise(
+                py,
+                Family::Operation,
+                if full { "disk-full" } else { "io" },
+                &message,
+            )
         }
     }
 }
@@ -126,12 +131,14 @@ fn open_in_root<'py>(
 
 #[pyfunction]
 fn exchange(py: Python<'_>, one: PathBuf, other: PathBuf) -> PyResult<bool> {
-    py.detach(|| islet_layers::exchange(&one, &other)).map_err(|error| to_python(py, &error))
+    py.detach(|| islet_layers::exchange(&one, &other))
+        .map_err(|error| to_python(py, &error))
 }
 
 #[pyfunction]
 fn flush_file_system(py: Python<'_>, directory: PathBuf) -> PyResult<()> {
-    py.detach(|| islet_layers::flush_file_system(&directory)).map_err(|error| to_python(py, &error))
+    py.detach(|| islet_layers::flush_file_system(&directory))
+        .map_err(|error| to_python(py, &error))
 }
 
 /// Fill the submodule `_native.layers`.

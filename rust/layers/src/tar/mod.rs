@@ -272,4 +272,6 @@ fn input_error(error: io::Error) -> Error {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
