@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,20 @@ def test_the_service_of_a_workspace(workspace: Workspace, capsys: pytest.Capture
     assert run(["platform", "reset"]) == 2, "not without --yes"
     assert run(["platform", "reset", "--yes"]) == 0
     assert hes.load(workspace.platform_dir).instance_id.hex() != first["instance_id"]
+
+
+def test_a_killed_platform_is_replaced(workspace: Workspace) -> None:
+    assert run(["platform", "up"]) == 0
+    first = services.find(workspace, "platform")
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitpid(first.pid, 0)
+    assert run(["platform", "status"]) == 3
+    assert run(["platform", "up"]) == 0
+    second = services.find(workspace, "platform")
+    assert second is not None and second.pid != first.pid
+    assert second.info["instance_id"] == first.info["instance_id"]
+    assert run(["platform", "status"]) == 0
 
 
 def test_show_keeps_the_secrets(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,20 +264,21 @@ def test_metadata_is_checked_at_set_and_at_activation(platform: Platform) -> Non
             os.close(descriptor)
 
 
-def test_a_realm_gets_measurements_keys_and_evidence(platform: Platform) -> None:
+@pytest.mark.parametrize("algo", ["sha256", "sha512"])
+def test_a_realm_gets_measurements_keys_and_evidence(platform: Platform, algo: str) -> None:
     with platform.client() as client:
-        created = client.realm_create(platform.launch(personalization="ab" * 64))
+        created = client.realm_create(platform.launch(personalization="ab" * 64, hash_algo=algo))
         rim = bytes.fromhex(created["rim"])
-        client.realm_set_metadata(created["rd"], block_for(rim))
+        client.realm_set_metadata(created["rd"], block_for(rim, algo=algo.upper()))
         path, *descriptors = client.realm_activate(created["rd"])
         peer = RsiPeer(path)
         until(lambda: not Path(path).exists(), "the path is unlinked once the realm connected")
         peer.hello()
         assert peer.ask("Version") == {"Version": 65536}
-        assert bytes(peer.ask({"MeasurementRead": {"index": 0}})["Measurement"]) == rim + bytes(32)
+        assert bytes(peer.ask({"MeasurementRead": {"index": 0}})["Measurement"]) == rim.ljust(64, b"\0")
         assert peer.ask({"MeasurementExtend": {"index": 1, "data": [1, 2, 3]}}) == "Ok"
-        extended = rem.extend(bytes(32), bytes([1, 2, 3]), "sha256")
-        assert bytes(peer.ask({"MeasurementRead": {"index": 1}})["Measurement"]) == extended + bytes(32)
+        extended = rem.extend(bytes(64), bytes([1, 2, 3]), algo)
+        assert bytes(peer.ask({"MeasurementRead": {"index": 1}})["Measurement"]) == extended.ljust(64, b"\0")
         page = bytes(peer.ask("RealmMetadata")["RealmMetadata"])
         assert len(page) == 4096 and blocks.parse(page).svn == 3
         keys = [bytes(peer.ask({"SealingKey": {"flags": flags, "svn": 2}})["SealingKey"]) for flags in (0, 1, 2, 4, 12)]

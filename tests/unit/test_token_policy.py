@@ -213,7 +213,8 @@ def test_headers_of_cose_messages() -> None:
     assert parse([b"", {}, b"", b""]).algorithm is None
     assert parse([cbor2.dumps({1: "text"}), {}, b"", b""]).algorithm is None
     bad_headers = [b"\xff", cbor2.dumps([1]), b"\xa2\x01\x26\x01\x26", cbor2.dumps({1: -7}) + b"\0"]
-    for array in (*([header, {}, b"", b""] for header in bad_headers), [b"", [], b"", b""], [b"", {}, "", b""], []):
+    arrays: list[list[Any]] = [[header, {}, b"", b""] for header in bad_headers]
+    for array in (*arrays, [b"", [], b"", b""], [b"", {}, "", b""], []):
         with pytest.raises(TokenError) as caught:
             parse(array)
         assert caught.value.code == "cose"
