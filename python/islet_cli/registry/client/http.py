@@ -228,17 +228,17 @@ class Transport:
         from urllib.parse import urljoin, urlsplit
 
         scheme = "http" if self._tls.mode == "none" else "https"
-        url = urljoin(f"{scheme}://{address}{target}", location)
-        parts = urlsplit(url)
-        refused = VerificationError(f"{self.address}: redirect to {url[:200]!r} refused", code="redirect_refused")
-        if not location or parts.scheme not in ("http", "https") or (scheme == "https" and parts.scheme != "https"):
-            raise refused
+        refused = VerificationError(f"{self.address}: redirect to {location[:200]!r} refused", code="redirect_refused")
         try:
-            goal = parse_address(parts.netloc if parts.port else f"{parts.netloc}:{_default_port(scheme)}", "none")
+            parts = urlsplit(urljoin(f"{scheme}://{address}{target}", location))
+            if not location or parts.scheme != scheme:
+                raise refused
+            port = parts.port or (443 if scheme == "https" else 80)
+            goal = parse_address(f"{parts.netloc.removesuffix(f':{parts.port}')}:{port}", "none")
         except (InputError, ValueError):
             raise refused from None
         # An attesting client shows its evidence to the registry that it was told to use, and to nobody else.
-        if goal != address and (self._tls.mode == "ra-tls" or parts.scheme != scheme):
+        if goal != address and self._tls.mode == "ra-tls":
             raise refused
         return goal, parts.path + (f"?{parts.query}" if parts.query else "")
 
@@ -257,10 +257,6 @@ class Transport:
             with self._lock:
                 if text not in self.warnings and len(self.warnings) < 16:
                     self.warnings.append(text)
-
-
-def _default_port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
 
 
 def _serialised(provider: TokenProvider) -> TokenProvider:
