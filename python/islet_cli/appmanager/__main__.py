@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from islet_cli.appmanager import clock, config, console
-from islet_cli.errors import InternalError, IsletError, OperationError, UnavailableError
+from islet_cli.errors import InputError, InternalError, IsletError, OperationError, UnavailableError
 
 if TYPE_CHECKING:
     from islet_cli.appmanager.application import Surroundings
@@ -28,11 +27,8 @@ _RSI_LIMIT_S = 30.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the manager; the exit code is that of the error families."""
-    parser = argparse.ArgumentParser(prog="app-manager", description="The daemon inside a realm.")
-    parser.add_argument("-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE")
-    options = parser.parse_args(arguments)
     try:
-        return serve(options.config)
+        return serve(_config_path(sys.argv[1:] if arguments is None else arguments))
     except IsletError as error:
         console.say(f"the manager ends: {error.message}")
         return error.exit_code
@@ -40,6 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
         # One line with the place of the fault: the console is the host's.
         console.say(f"the manager ends: internal fault: {console.describe(error)}")
         return InternalError.exit_code
+
+
+def _config_path(arguments: list[str]) -> Path:
+    """The one option, read by hand: a parser library would cost a noticeable part of the start."""
+    if not arguments:
+        return config.DEFAULT_PATH
+    if len(arguments) == 2 and arguments[0] in ("-c", "--config"):
+        return Path(arguments[1])
+    raise InputError("usage: app-manager [--config FILE]", code="usage")
 
 
 def serve(path: Path) -> int:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from islet_cli import framing
 from islet_cli.appmanager.ports import find_port
 from islet_cli.errors import OperationError, UnavailableError
+
+if TYPE_CHECKING:
+    import socket
 
 PORT_NAME = "islet.ctl.0"
 PREAMBLE = b"ISLET-REALM-HI\n\0"
@@ -76,6 +77,8 @@ class SocketStream:
         self._socket.sendall(data)
 
     def close(self) -> None:
+        import socket
+
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -85,10 +88,14 @@ def opener(kind: str, *, vsock_port: int = 0, path: Path | None = None) -> Calla
     """A function that connects once over the transport `kind`: `vsock`, `virtio-serial` or `unix`."""
 
     def vsock() -> Stream:
+        import socket
+
         endpoint = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         return _connect(endpoint, (HOST_CID, vsock_port))
 
     def unix() -> Stream:
+        import socket
+
         return _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path))
 
     def port() -> Stream:
@@ -121,7 +128,7 @@ def connect(open_once: Callable[[], Stream], *, limit_s: float = CONNECT_LIMIT_S
             reason = error.strerror if isinstance(error, OSError) else str(error)
             if time.monotonic() + delay > deadline:
                 raise UnavailableError(f"no connection to the host: {reason}", code="no-host") from error
-        time.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311  spreads retries, guards nothing
+        time.sleep(delay)
         delay = min(delay * 2, _LONGEST_DELAY_S)
 
 

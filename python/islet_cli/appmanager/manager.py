@@ -10,17 +10,19 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from islet_cli import framing
 from islet_cli.appmanager import messages as m
-from islet_cli.appmanager.application import Application
 from islet_cli.appmanager.console import describe
 from islet_cli.appmanager.control import Channel, ChannelClosedError
 from islet_cli.appmanager.messages import Answer, AnswerError
 from islet_cli.appmanager.power import Action, Power
-from islet_cli.appmanager.provisioning import Provisioner
 from islet_cli.errors import IsletError, UnavailableError
+
+if TYPE_CHECKING:
+    from islet_cli.appmanager.application import Application
+    from islet_cli.appmanager.provisioning import Provisioner
 
 READ_AHEAD = 64
 MAX_LOG_READ = 256 << 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterable
 
@@ -19,6 +18,8 @@ def choose_addresses(rows: Iterable[Row]) -> dict[str, InterfaceAddress]:
     Args:
         rows: (interface, loopback, address, netmask, destination) as the kernel lists them.
     """
+    import ipaddress
+
     best: dict[str, tuple[int, InterfaceAddress]] = {}
     for name, loopback, address, netmask, destination in rows:
         if loopback:
@@ -43,6 +44,8 @@ def addresses() -> dict[str, InterfaceAddress]:
 
 def wait_for_address(timeout_s: float = WAIT_S) -> bool:
     """Wait until an interface has an address that reaches others; False when the time is over."""
+    import ipaddress
+
     deadline = time.monotonic() + timeout_s
     while True:
         if any(not ipaddress.ip_address(one.address).is_link_local for one in addresses().values()):

@@ -14,14 +14,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from islet_cli.appmanager import keys, policy, sealing
-from islet_cli.appmanager.application import Application, Surroundings
 from islet_cli.appmanager.config import Config
 from islet_cli.appmanager.messages import AnswerError, ApplicationInfo
 from islet_cli.appmanager.rsi import Rsi
 from islet_cli.appmanager.sealing import SealingMaterial
 from islet_cli.errors import IsletError, OperationError
+
+if TYPE_CHECKING:
+    from islet_cli.appmanager.application import Application, Surroundings
 
 PARALLEL = 4
 Report = Callable[[str, str, int, int], None]
@@ -87,6 +90,8 @@ class Provisioner:
         Raises:
             IsletError: The first reason, in that order; everything but measurements was undone.
         """
+        from islet_cli.appmanager.application import Application
+
         if self._measured:
             raise OperationError("a measurement was extended already: reboot the realm", code="reboot-needed")
         selected = policy.select(self._config, infos)

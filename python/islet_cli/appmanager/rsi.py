@@ -9,10 +9,10 @@ Source: RMM specification, "Realm Services Interface"; linux-rsi (ioctl numbers 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
+import select
 import struct
 import threading
 import time
@@ -135,6 +135,8 @@ class DeviceRsi:
         )
 
     def attestation_token(self, challenge: bytes) -> bytes:
+        import ctypes
+
         _check_challenge(challenge)
         size = 4096
         while True:
@@ -210,8 +212,6 @@ class ChannelRsi:
             window = (window + self._receive(1))[-len(HELLO) :]
 
     def _receive(self, count: int) -> bytes:
-        import select
-
         if not select.select([self._descriptor], [], [], 60.0)[0]:
             raise RsiError("channel", errno.ETIMEDOUT)
         try:

@@ -120,9 +120,7 @@ class CryptStorage:
             state = DataState.FRESH if fresh else recognise(device.node, device.sectors * SECTOR)
             if state is DataState.FOREIGN:
                 if not allow_reformat:
-                    raise DataAtRiskError(
-                        f"data-at-risk: the data partition {guid} holds data that this image's keys do not open"
-                    )
+                    raise DataAtRiskError(f"the data partition {guid} holds data that this image's keys do not open")
                 state = DataState.FRESH
             return CryptDataVolume(self._mapper, device, directory, self._fs_type, state)
         except BaseException:
