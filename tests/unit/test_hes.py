@@ -15,7 +15,7 @@ from islet_cli.attestation.cpak import Cpak
 from islet_cli.attestation.token import parse_platform
 from islet_cli.attestation.verify import EMULATED_IMPLEMENTATION_ID, verify_platform
 from islet_cli.errors import InputError, InternalError, IsletError
-from islet_cli.platform import derivation, hes, sealing
+from islet_cli.platform import derivation, hes, identity, sealing
 from islet_cli.platform.slots import Measurement, MeasurementSlots, SlotError
 
 
@@ -112,7 +112,7 @@ def test_reset_makes_a_new_identity_even_of_a_damaged_one(directory: Path) -> No
 @pytest.mark.parametrize("member", ["huk", "guk", "bl_hash"])
 def test_published_secrets_are_refused(directory: Path, member: str) -> None:
     hes.create_identity(directory)
-    default = {"huk": hes.DEFAULT_HUK, "guk": hes.DEFAULT_GUK, "bl_hash": hes.DEFAULT_BL_HASH}[member]
+    default = {"huk": identity.DEFAULT_HUK, "guk": identity.DEFAULT_GUK, "bl_hash": identity.DEFAULT_BL_HASH}[member]
     content = json.loads((directory / "hes.json").read_text())
     (directory / "hes.json").write_text(json.dumps(content | {member: default.hex()}))
     with pytest.raises(InputError) as caught:
@@ -129,8 +129,8 @@ def test_fillers_of_upstream_are_refused_as_sealing_roots() -> None:
 
 
 def test_secrets_appear_in_no_representation(directory: Path) -> None:
-    identity = hes.create_identity(directory).identity
-    assert identity.huk.hex() not in repr(identity) and repr(identity.huk) not in repr(identity)
+    own = hes.create_identity(directory).identity
+    assert own.huk.hex() not in repr(own) and repr(own.huk) not in repr(own)
 
 
 def test_the_platform_token_is_for_the_delegated_key_only(directory: Path) -> None:

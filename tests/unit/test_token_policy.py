@@ -16,7 +16,7 @@ from islet_cli.attestation.reference import ReferenceValues
 from islet_cli.attestation.verify import EMULATED_WARNING, verify_token
 from islet_cli.errors import InputError, VerificationError
 from islet_cli.keys import ecc
-from islet_cli.platform import derivation, evidence, hes
+from islet_cli.platform import derivation, evidence, identity
 
 ZERO = (bytes(32),) * 4
 VALUES = ReferenceValues(RIM, (ZERO,), "sha-256", name="good", kind="pull")
@@ -137,7 +137,7 @@ def test_debug_lifecycle_of_a_real_platform_stays_refused_when_emulated_is_allow
 
 
 def test_the_example_key_of_upstream_is_refused(tmp_path: Path) -> None:
-    scalar = derivation.cpak_scalar(hes.DEFAULT_BL_HASH, hes.DEFAULT_GUK)
+    scalar = derivation.cpak_scalar(identity.DEFAULT_BL_HASH, identity.DEFAULT_GUK)
     factory = Factory(cpak=ecc.private_from_scalar(scalar))
     assert factory.pin().is_default
     assert refusal(factory).code == "default-cpak"

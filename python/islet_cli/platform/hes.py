@@ -1,8 +1,8 @@
-"""The identity of an emulated platform (`hes.json`) and the HES that works from it.
+"""The HES of an emulated platform, and the directory that keeps its identity.
 
 The identity is made once and never replaced silently: every sealed volume depends on it.
 
-Source: docs/formats.md; the derivations are those of the Islet HES.
+Source: docs/platform-protocol.md; the derivations are those of the Islet HES.
 """
 
 from __future__ import annotations
@@ -11,82 +11,17 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from islet_cli import strictjson
-from islet_cli.attestation.token import PLATFORM_PROFILE_1_0
-from islet_cli.attestation.verify import EMULATED_IMPLEMENTATION_ID
-from islet_cli.errors import InputError, IsletError
+from islet_cli.errors import InputError
 from islet_cli.fsutil import fsync_directory, make_private_directory, os_error, read_file, write_atomic
 from islet_cli.keys.ecc import PrivateKey, private_from_scalar
 from islet_cli.platform import derivation, evidence
-from islet_cli.platform.slots import Measurement, MeasurementSlots
+from islet_cli.platform.identity import Identity, damaged, new_identity, parse_identity
 
 HES_FILE, CPAK_FILE, CPAK_PEM_FILE = "hes.json", "cpak.bin", "cpak.pem"
 FILES = (HES_FILE, CPAK_FILE, CPAK_PEM_FILE)
-SCHEMA = 1
-LIFECYCLE_DEBUG = 0x4000
-
-DEFAULT_HUK = bytes(range(16)) * 2
-DEFAULT_GUK = bytes.fromhex("0123456789" * 6 + "0123")
-DEFAULT_BL_HASH = bytes.fromhex("f15f953be50dad92c3b2aa3297e6a4a8d66d33638449ec1922b4a7924a7b3022")
-
-_SIGNER = hashlib.sha256(b"islet emulated platform").digest()
-_MEMBERS = {
-    "schema",
-    "huk",
-    "guk",
-    "bl_hash",
-    "lifecycle",
-    "implementation_id",
-    "profile",
-    "verification_service",
-    "configuration",
-    "boot",
-}
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The secrets and facts of one emulated platform. Secrets appear in no representation."""
-
-    huk: bytes = field(repr=False)
-    guk: bytes = field(repr=False)
-    bl_hash: bytes = field(repr=False)
-    lifecycle: int
-    implementation_id: bytes
-    profile: str
-    verification_service: str
-    configuration: bytes
-    boot: tuple[Measurement, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `hes.json`, secrets included."""
-        return {
-            "schema": SCHEMA,
-            "huk": self.huk.hex(),
-            "guk": self.guk.hex(),
-            "bl_hash": self.bl_hash.hex(),
-            "lifecycle": self.lifecycle,
-            "implementation_id": self.implementation_id.hex(),
-            "profile": self.profile,
-            "verification_service": self.verification_service,
-            "configuration": self.configuration.hex(),
-            "boot": [
-                {
-                    "type": entry.sw_type,
-                    "version": entry.sw_version,
-                    "algorithm": entry.algorithm,
-                    "signer_id": entry.signer_id.hex(),
-                    "value": entry.value.hex(),
-                }
-                for entry in self.boot
-            ],
-        }
 
 
 class Hes:
@@ -102,19 +37,14 @@ class Hes:
         Raises:
             InputError: `default-secrets`.
         """
-        known = (DEFAULT_HUK, DEFAULT_GUK, DEFAULT_BL_HASH)
-        if not allow_default_secrets and any(
-            own == default for own, default in zip((identity.huk, identity.guk, identity.bl_hash), known, strict=True)
-        ):
+        if identity.uses_published_secrets() and not allow_default_secrets:
             raise InputError(
                 "the platform's secrets are the published ones of the upstream emulator",
                 code="default-secrets",
                 hint="make a new identity: islet platform reset --yes",
             )
         self.identity = identity
-        self.slots = MeasurementSlots()
-        for index, entry in enumerate(identity.boot):
-            self.slots.extend(index, entry)
+        self.slots = identity.boot_slots()
         self._delegated: PrivateKey | None = None
 
     @cached_property
@@ -171,25 +101,6 @@ class Hes:
         )
 
 
-def new_identity() -> Identity:
-    """A fresh identity: random secrets, and values that do not follow islet's version."""
-    boot = tuple(
-        Measurement(name, "1", "sha-256", _SIGNER, hashlib.sha256(name.encode()).digest())
-        for name in ("EMU-BL", "EMU-RMM")
-    )
-    return Identity(
-        huk=secrets.token_bytes(32),
-        guk=secrets.token_bytes(32),
-        bl_hash=secrets.token_bytes(32),
-        lifecycle=LIFECYCLE_DEBUG,
-        implementation_id=EMULATED_IMPLEMENTATION_ID,
-        profile=PLATFORM_PROFILE_1_0,
-        verification_service="urn:islet:emulated",
-        configuration=bytes(4),
-        boot=boot,
-    )
-
-
 def create_identity(directory: Path) -> Hes:
     """Make a new identity in `directory` (missing or empty); all of it appears at once or nothing.
 
@@ -234,12 +145,12 @@ def load(directory: Path, *, allow_default_secrets: bool = False) -> Hes:
     """
     for name in FILES:
         if not (directory / name).is_file():
-            raise _damaged(directory / name, "missing")
-    identity = _parse(read_file(directory / HES_FILE, limit=64 << 10), directory / HES_FILE)
+            raise damaged(directory / name, "missing")
+    identity = parse_identity(read_file(directory / HES_FILE, limit=64 << 10), directory / HES_FILE)
     hes = Hes(identity, allow_default_secrets=allow_default_secrets)
     for name, expected in ((CPAK_FILE, hes.cpak.public.sec1), (CPAK_PEM_FILE, hes.cpak.public.pem())):
         if read_file(directory / name, limit=64 << 10) != expected:
-            raise _damaged(directory / name, f"not the key that {HES_FILE} gives")
+            raise damaged(directory / name, f"not the key that {HES_FILE} gives")
     return hes
 
 
@@ -268,61 +179,3 @@ def reset(directory: Path) -> Hes:
             (directory / name).unlink()
         fsync_directory(directory)
     return create_identity(directory)
-
-
-def _damaged(path: Path, problem: str) -> InputError:
-    return InputError(
-        f"{path}: {problem}",
-        code="damaged",
-        hint="restore it from a backup; `islet platform reset --yes` gives a new identity and loses what is sealed",
-    )
-
-
-def _parse(data: bytes, path: Path) -> Identity:
-    try:
-        content = strictjson.loads(data, what=str(path))
-        if not isinstance(content, dict) or set(content) != _MEMBERS or content["schema"] != SCHEMA:
-            raise ValueError("unknown, missing or extra members, or another schema")
-        lifecycle = content["lifecycle"]
-        if type(lifecycle) is not int or not 0 <= lifecycle < 2**32:
-            raise ValueError("lifecycle is not a 32-bit number")
-        identity = Identity(
-            huk=_hex(content["huk"], (32,)),
-            guk=_hex(content["guk"], (32,)),
-            bl_hash=_hex(content["bl_hash"], (32, 48, 64)),
-            lifecycle=lifecycle,
-            implementation_id=_hex(content["implementation_id"], (32,)),
-            profile=_text(content["profile"]),
-            verification_service=_text(content["verification_service"]),
-            configuration=_hex(content["configuration"], range(33)),
-            boot=tuple(_boot_entry(entry) for entry in content["boot"]),
-        )
-        Hes(identity, allow_default_secrets=True)
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, f"damaged: {error}") from error
-    except IsletError as error:
-        raise _damaged(path, f"damaged: {error.message}") from error
-    return identity
-
-
-def _hex(value: Any, sizes: Sequence[int]) -> bytes:
-    data = bytes.fromhex(_text(value))
-    if len(data) not in sizes:
-        raise ValueError(f"a value of {len(data)} bytes")
-    return data
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a value is not text")
-    return value
-
-
-def _boot_entry(entry: Any) -> Measurement:
-    return Measurement(
-        _text(entry["type"]),
-        _text(entry["version"]),
-        _text(entry["algorithm"]),
-        bytes.fromhex(_text(entry["signer_id"])),
-        bytes.fromhex(_text(entry["value"])),
-    )
