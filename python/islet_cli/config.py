@@ -29,7 +29,7 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     pass
 
 
-class KeySettings(_Strict):
+class KeySettings(_Strict, frozen=True):
     """Where the signing keys are, relative to islet.toml."""
 
     ca: str = ".islet/keys/root-ca.prv"
@@ -38,14 +38,14 @@ class KeySettings(_Strict):
     registry_ca: str = ".islet/keys/registry-ca.key"
 
 
-class CpakSettings(_Strict):
+class CpakSettings(_Strict, frozen=True):
     """One pinned platform attestation key."""
 
     file: str
     kind: Literal["real", "emulated"] = "real"
 
 
-class RegistrySettings(_Strict):
+class RegistrySettings(_Strict, frozen=True):
     """`[registry]`."""
 
     root: str = ".islet/registry"
@@ -61,7 +61,7 @@ class RegistrySettings(_Strict):
     allow_emulated: bool = False
 
 
-class WardenSettings(_Strict):
+class WardenSettings(_Strict, frozen=True):
     """`[warden]`."""
 
     runner: Literal["qemu"] = "qemu"
@@ -70,14 +70,14 @@ class WardenSettings(_Strict):
     transport: Literal["virtio-serial", "vsock"] = "virtio-serial"
 
 
-class RunSettings(_Strict):
+class RunSettings(_Strict, frozen=True):
     """`[run]`."""
 
     realm: str = "default"
     data_mb: Annotated[int, msgspec.Meta(ge=1, le=102400)] = 256
 
 
-class Settings(_Strict):
+class Settings(_Strict, frozen=True):
     """`islet.toml`."""
 
     schema: Literal[1]

@@ -69,6 +69,7 @@ def issue_server(
 ) -> x509.Certificate:
     """Return a server certificate for DNS names and IP addresses `names`."""
     from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     alternatives: list[x509.GeneralName] = []
     for name in dict.fromkeys(names):
@@ -81,7 +82,7 @@ def issue_server(
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
     )
     return _sign(builder, ca_key)

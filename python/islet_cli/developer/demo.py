@@ -33,6 +33,7 @@ from islet_cli.process import is_alive, start_time
 if TYPE_CHECKING:
     from islet_cli.launch.manifest import Manifest
     from islet_cli.realm_image.publish import Published
+    from islet_cli.warden.client import WardenClient
 
 STEPS = 13
 REALM = "demo"
@@ -214,12 +215,10 @@ def _build_hello_http(stage: Stage) -> Any:
     return build_image(scratch / "root", scratch / "image", name=samples.HELLO_HTTP, tag="1", entrypoint=entrypoint)
 
 
-def _busybox(stage: Stage) -> Path:
-    from islet_cli.realm_image.build import locked_file
+def _busybox(stage: Stage) -> bytes:
+    from islet_cli.realm_image.locked import package_file
 
-    return locked_file(
-        stage.workspace, stage.manifest, "busybox-static", "bin/busybox", stage.workspace.cache_dir / "busybox"
-    )
+    return package_file(stage.workspace, stage.manifest, "busybox-static", "bin/busybox")
 
 
 def launch_of(manifest: Manifest) -> dict[str, object]:
@@ -229,35 +228,30 @@ def launch_of(manifest: Manifest) -> dict[str, object]:
     return plan_of(manifest).to_json()
 
 
-def application_config(
-    image: pipeline.SignedImage, registry: str, *, image_mib: int | None = None
-) -> dict[str, object]:
-    """The warden's configuration of an application."""
-    return {
-        "name": image.name,
-        "version": image.tag,
-        "image_registry": registry,
-        "image_storage_size_mb": image_mib or image.image_mib(),
-        "data_storage_size_mb": DATA_MIB,
-    }
+def add_application(warden: WardenClient, realm: str, image: pipeline.SignedImage, registry: str) -> str:
+    """Add `image` to a halted realm; return the application's uuid."""
+    return warden.create_application(
+        realm, image.name, registry=registry, version=image.tag, image_mb=image.image_mib(), data_mb=DATA_MIB
+    )
 
 
 def _start(stage: Stage, step: Step) -> None:
+    from islet_cli.warden.network import Publish
+
     assert stage.published is not None
     with pipeline.warden_client(stage.workspace) as warden:
         stage.realm_uuid = warden.create_realm_launch(
             name=REALM,
             launch=launch_of(stage.manifest),
             metadata=stage.published.metadata,
-            publish=[{"address": "127.0.0.1", "host_port": 0, "guest_port": samples.HTTP_PORT}],
+            publish=[Publish("127.0.0.1", 0, samples.HTTP_PORT)],
         )
         for name, image in stage.images.items():
-            stage.apps[name] = warden.create_application(stage.realm_uuid, application_config(image, stage.registry))
+            stage.apps[name] = add_application(warden, stage.realm_uuid, image, stage.registry)
         began = time.monotonic()
-        warden.start_realm(stage.realm_uuid)
+        warden.start(stage.realm_uuid)
         stage.story.fact(step, "start_to_running_seconds", round(time.monotonic() - began, 1))
-        details = next(realm for realm in warden.describe_realms() if realm["uuid"] == stage.realm_uuid)
-        stage.http_port = details["publish"][0]["host_port"]
+        stage.http_port = warden.describe_realm(stage.realm_uuid)["publish"][0]["host_port"]
     expect_line(stage, samples.COUNTER, "counter version 1: run 1")
     page = fetch_page(stage.http_port)
     require(stage.marker in page, "the HTTP service did not answer with its page")
@@ -276,7 +270,7 @@ def expect_line(stage: Stage, name: str, line: str, *, timeout_s: float = 60.0) 
     with pipeline.warden_client(stage.workspace) as warden:
         thread = threading.Thread(
             target=_collect,
-            args=(warden.application_logs(stage.realm_uuid, stage.apps[name], follow=True), lines),
+            args=(warden.logs(stage.realm_uuid, stage.apps[name], follow=True), lines),
             daemon=True,
         )
         thread.start()
@@ -325,7 +319,7 @@ def _attest(stage: Stage, step: Step) -> None:
     assert stage.published is not None and stage.published.reference_running is not None
     challenge = secrets.token_bytes(64)
     with pipeline.warden_client(stage.workspace) as warden:
-        token = warden.fetch_token(stage.realm_uuid, challenge)
+        token = warden.token(stage.realm_uuid, challenge)
     verdict = verify_token(
         token,
         cpaks=[load_cpak(stage.workspace.platform_dir / "cpak.bin", "emulated")],
@@ -341,7 +335,7 @@ def _attest(stage: Stage, step: Step) -> None:
 
 def _reboot(stage: Stage, step: Step) -> None:
     with pipeline.warden_client(stage.workspace) as warden:
-        warden.reboot_realm(stage.realm_uuid)
+        warden.reboot(stage.realm_uuid)
     expect_line(stage, samples.COUNTER, "counter version 1: run 2")
 
 
@@ -350,17 +344,15 @@ def _update_application(stage: Stage, step: Step) -> None:
     stage.images[samples.COUNTER] = image
     _publish_running(stage, step)
     with pipeline.warden_client(stage.workspace) as warden:
-        warden.update_application(
-            stage.realm_uuid, stage.apps[samples.COUNTER], application_config(image, stage.registry)
-        )
-        warden.reboot_realm(stage.realm_uuid)
+        warden.update_application(stage.realm_uuid, stage.apps[samples.COUNTER], version=image.tag)
+        warden.reboot(stage.realm_uuid)
     expect_line(stage, samples.COUNTER, "counter version 2: run 3")
     _attest(stage, step)
 
 
 def _search_disks(stage: Stage, step: Step) -> None:
     with pipeline.warden_client(stage.workspace) as warden:
-        warden.stop_realm(stage.realm_uuid)
+        warden.stop(stage.realm_uuid)
     needles = (stage.marker.encode(), b"run by version", b"counter version")
     searched = 0
     for file in sorted(stage.workspace.warden_dir.rglob("*")):

@@ -49,19 +49,19 @@ def _realm(stage: Stage, name: str, manifest: Manifest, *, metadata: Path | None
         yield uuid
     finally:
         with pipeline.warden_client(stage.workspace) as warden:
-            warden.destroy_realm(uuid)
+            warden.destroy(uuid)
 
 
 def _start_with(stage: Stage, realm: str, image: pipeline.SignedImage, registry: str) -> None:
     """Start `realm` with this one application, which must be refused; take it out again."""
     with pipeline.warden_client(stage.workspace) as warden:
-        application = warden.create_application(realm, demo.application_config(image, registry))
+        application = demo.add_application(warden, realm, image, registry)
         try:
-            warden.start_realm(realm)
+            warden.start(realm)
         except IsletError:
             warden.remove_application(realm, application)
             raise
-        warden.stop_realm(realm)
+        warden.stop(realm)
 
 
 def _unsigned_image(stage: Stage, step: Step, realm: str) -> None:
@@ -103,7 +103,7 @@ def _flipped_layer(stage: Stage, step: Step, realm: str) -> None:
     stage.story.expect_refusal(
         step,
         "flipped_layer_at_the_registry",
-        lambda: store.add(stage.workspace.registry_root, damaged, "flipped", tag=image.tag),
+        lambda: store.add(stage.workspace.registry_root, damaged, tag=image.tag),
         "digest_mismatch",
     )
     with hostile.serve(stage.workspace, damaged) as address:
@@ -137,14 +137,15 @@ def _show_registry_reason(stage: Stage, step: Step, name: str, code: str) -> Non
     """Show the registry's own last word on a refused handshake."""
     from islet_cli.registry import log
 
-    refused = [event for event in log.read(stage.workspace) if event["verdict"] == "refused"]
+    events = log.read(stage.workspace.log_dir / "registry-access.jsonl")
+    refused = [event for event in events if event["event"] == "refused"]
     require(bool(refused) and refused[-1]["code"] == code, f"{name}: the registry's log does not name {code}")
     last: dict[str, Any] = refused[-1]
     stage.story.fact(
         step,
         name,
-        {"refused": True, "code": last["code"], "reason": last["message"]},
-        f"refused: {last['code']}: {last['message']}",
+        {"refused": True, "code": last["code"], "reason": last["reason"]},
+        f"refused: {last['code']}: {last['reason']}",
     )
 
 
@@ -167,22 +168,23 @@ def _metadata_of_another_signer(stage: Stage, step: Step) -> None:
     """The genuine realm under another signer's valid block: the data of the first one is not opened."""
     assert stage.published is not None
     from islet_cli.keys import ecc
+    from islet_cli.warden.network import Publish
 
     block = _write_block(stage, "other-signer.bin", stage.published.rim, signer=ecc.generate())
     launch = demo.launch_of(stage.manifest)
-    publish = [{"address": "127.0.0.1", "host_port": stage.http_port, "guest_port": samples.HTTP_PORT}]
+    publish = [Publish("127.0.0.1", stage.http_port, samples.HTTP_PORT)]
     with pipeline.warden_client(stage.workspace) as warden:
-        warden.stop_realm(stage.realm_uuid)
+        warden.stop(stage.realm_uuid)
         warden.update_realm(stage.realm_uuid, launch=launch, metadata=block, publish=publish)
         disk = stage.workspace.warden_dir / stage.realm_uuid / "disk.raw"
         before = _digest(disk)
         stage.story.expect_refusal(
-            step, "metadata_of_another_signer", lambda: warden.start_realm(stage.realm_uuid), "data-at-risk"
+            step, "metadata_of_another_signer", lambda: warden.start(stage.realm_uuid), "data-at-risk"
         )
         require(_digest(disk) == before, "the refused realm wrote to the disk")
         stage.story.fact(step, "disk", "unchanged")
         warden.update_realm(stage.realm_uuid, launch=launch, metadata=_metadata(stage), publish=publish)
-        warden.start_realm(stage.realm_uuid)
+        warden.start(stage.realm_uuid)
     demo.expect_line(stage, samples.COUNTER, "counter version 2: run 4")
 
 
@@ -215,7 +217,7 @@ def _host_challenge_of_a_foreign_tls_key(stage: Stage, step: Step) -> None:
 
     def token_of_the_realm(challenge: bytes) -> bytes:
         with pipeline.warden_client(stage.workspace) as warden:
-            token: bytes = warden.fetch_token(stage.realm_uuid, challenge)
+            token: bytes = warden.token(stage.realm_uuid, challenge)
         return token
 
     def enter() -> None:

@@ -19,6 +19,7 @@ def play(stage: Stage, step: Step) -> None:
     """Rebuild the image with other content, publish it as svn 2, update the realm, start it."""
     from islet_cli.launch.manifest import load_manifest
     from islet_cli.realm_image.build import build
+    from islet_cli.warden.network import Publish
 
     assert stage.published is not None
     old_rim = stage.published.rim
@@ -32,14 +33,14 @@ def play(stage: Stage, step: Step) -> None:
     require(stage.published.rim != old_rim, "the new image has the old RIM")
     stage.story.fact(step, "RIM", stage.published.rim.hex())
     assert stage.published.metadata is not None
-    publish = [{"address": "127.0.0.1", "host_port": stage.http_port, "guest_port": samples.HTTP_PORT}]
+    publish = [Publish("127.0.0.1", stage.http_port, samples.HTTP_PORT)]
     with pipeline.warden_client(stage.workspace) as warden:
-        warden.stop_realm(stage.realm_uuid)
+        warden.stop(stage.realm_uuid)
         warden.update_realm(
             stage.realm_uuid,
             launch=demo.launch_of(stage.manifest),
             metadata=Path(stage.published.metadata),
             publish=publish,
         )
-        warden.start_realm(stage.realm_uuid)
+        warden.start(stage.realm_uuid)
     demo.expect_line(stage, samples.COUNTER, "counter version 2: run 5")

@@ -90,9 +90,14 @@ def _handler(layout: Path) -> type[http.server.BaseHTTPRequestHandler]:
 def serve(workspace: Workspace, layout: Path) -> Iterator[str]:
     """Serve `layout` under any repository name, RA-TLS with the workspace's certificate; yield `HOST:PORT`."""
     from islet_cli import _native
-    from islet_cli.registry.admission import Admission
+    from islet_cli.registry.admission import Admission, Policy
 
     settings = workspace.settings.registry
+    policy = Policy(
+        references=[str(workspace.path(pattern)) for pattern in settings.reference],
+        cpaks=[(pinned.kind, workspace.path(pinned.file)) for pinned in settings.cpak],
+        allow_emulated=settings.allow_emulated,
+    )
     socket_path = workspace.run_dir / "hostile.sock"
     socket_path.unlink(missing_ok=True)
     backend = _UnixServer(str(socket_path), _handler(layout))
@@ -106,7 +111,7 @@ def serve(workspace: Workspace, layout: Path) -> Iterator[str]:
         record=lambda *_event: None,
         certificate=workspace.path(settings.cert).read_bytes(),
         key=workspace.path(settings.key).read_bytes(),
-        appraise=Admission.of_workspace(workspace).appraise,
+        appraise=Admission(policy).appraise,
     )
     try:
         yield front.address

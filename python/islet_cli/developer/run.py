@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +55,12 @@ class Screen:
     bar: Callable[[str], Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
     """The realm and application that a run uses."""
 
     realm_uuid: str
     application_uuid: str
-    others: list[str] = field(default_factory=list)
 
 
 def default_workspace(explicit: Path | None, say: Callable[[str], None]) -> Workspace:
@@ -107,8 +106,8 @@ def run(workspace: Workspace, options: Options, screen: Screen) -> int:
         # One start at a time: two runs of one name would otherwise race for its realm.
         with exclusive_lock(workspace.run_dir / "run.lock"):
             target = _target(workspace, warden, manifest, image, registry, options)
-            _start(workspace, warden, target, screen)
-        for port in _published(warden, target.realm_uuid):
+            _start(warden, target, screen)
+        for port in warden.describe_realm(target.realm_uuid)["publish"]:
             screen.say(f"published: {port['address']}:{port['host_port']} -> {port['guest_port']}")
         if options.detach:
             screen.say(f"running: {image.name} (islet logs -f {image.name}, islet stop {image.name})")
@@ -179,65 +178,57 @@ def _target(
 ) -> Target:
     """Find or make the realm and the application, brought up to date with image, sizes and ports."""
     from islet_cli.launch.plan import plan_of
+    from islet_cli.warden.network import Publish
 
-    realms = {realm["name"]: realm for realm in warden.describe_realms()}
+    realms = {realm["name"]: realm for realm in warden.describe()}
     name = options.realm or image.name
     realm = realms.get(name)
     if options.realm is not None and realm is None:
         raise InputError(f"no realm {options.realm!r}", code="no-such-realm", hint="see: islet realm list")
-    launch = {
-        "launch": plan_of(manifest).to_json(),
-        "metadata": workspace.published_dir(manifest.name) / "metadata.bin" if manifest.launch.metadata else None,
-        "publish": [
-            {"address": "127.0.0.1", "host_port": host, "guest_port": guest} for host, guest in options.publish
-        ],
-        "internet": manifest.devices.internet,
-    }
+    launch = plan_of(manifest).to_json()
+    metadata = workspace.published_dir(manifest.name) / "metadata.bin" if manifest.launch.metadata else None
+    publish = [Publish("127.0.0.1", host, guest) for host, guest in options.publish]
+    internet = manifest.devices.internet
     if realm is None:
-        uuid = warden.create_realm_launch(name=name, **launch)
-        return Target(uuid, warden.create_application(uuid, _config(workspace, image, registry, None)))
+        uuid = warden.create_realm_launch(name, launch, metadata=metadata, publish=publish, internet=internet)
+        return Target(uuid, _create(workspace, warden, uuid, image, registry))
     if realm["state"] != "Halted":
         raise InputError(
             f"realm {name} is {realm['state'].lower()}", code="bad-state", hint=f"stop it first: islet stop {name}"
         )
     uuid = realm["uuid"]
     if options.realm is None:
-        warden.update_realm(uuid, **launch)
+        warden.update_realm(uuid, launch, metadata=metadata, publish=publish, internet=internet)
     existing = next((app for app in realm["applications"] if app["name"] == image.name), None)
     if existing is None:
-        return Target(uuid, warden.create_application(uuid, _config(workspace, image, registry, None)))
-    warden.update_application(uuid, existing["uuid"], _config(workspace, image, registry, existing))
+        return Target(uuid, _create(workspace, warden, uuid, image, registry))
+    # Partitions never shrink.
+    warden.update_application(
+        uuid,
+        existing["uuid"],
+        registry=registry,
+        version=image.tag,
+        image_mb=max(image.image_mib(), existing["image_storage_size_mb"]),
+        data_mb=max(workspace.settings.run.data_mb, existing["data_storage_size_mb"]),
+    )
     return Target(uuid, existing["uuid"])
 
 
-def _config(
-    workspace: Workspace, image: pipeline.SignedImage, registry: str, existing: dict[str, Any] | None
-) -> dict[str, object]:
-    """The application's configuration; its partitions never shrink."""
-    image_mib, data_mib = image.image_mib(), workspace.settings.run.data_mb
-    if existing is not None:
-        image_mib = max(image_mib, existing["image_storage_size_mb"])
-        data_mib = max(data_mib, existing["data_storage_size_mb"])
-    return {
-        "name": image.name,
-        "version": image.tag,
-        "image_registry": registry,
-        "image_storage_size_mb": image_mib,
-        "data_storage_size_mb": data_mib,
-    }
+def _create(workspace: Workspace, warden: WardenClient, realm: str, image: pipeline.SignedImage, registry: str) -> str:
+    return warden.create_application(
+        realm,
+        image.name,
+        registry=registry,
+        version=image.tag,
+        image_mb=image.image_mib(),
+        data_mb=workspace.settings.run.data_mb,
+    )
 
 
-def _start(workspace: Workspace, warden: WardenClient, target: Target, screen: Screen) -> None:
+def _start(warden: WardenClient, target: Target, screen: Screen) -> None:
     """Start the realm and draw its progress."""
-    from islet_cli.warden.progress import start_with_progress
-
     with screen.bar("provisioning") as report:
-        start_with_progress(warden, lambda: pipeline.warden_client(workspace), target.realm_uuid, report)
-
-
-def _published(warden: WardenClient, uuid: str) -> list[dict[str, Any]]:
-    realm = next(entry for entry in warden.describe_realms() if entry["uuid"] == uuid)
-    return list(realm["publish"])
+        warden.start(target.realm_uuid, lambda _application, _stage, done, total: report(done, total))
 
 
 @contextmanager
@@ -248,7 +239,7 @@ def _stopping(warden: WardenClient, target: Target, *, keep: bool) -> Iterator[N
     finally:
         if not keep:
             with suppress(IsletError):
-                warden.stop_realm(target.realm_uuid)
+                warden.stop(target.realm_uuid)
 
 
 def _follow(workspace: Workspace, warden: WardenClient, target: Target, screen: Screen) -> int:
@@ -256,7 +247,7 @@ def _follow(workspace: Workspace, warden: WardenClient, target: Target, screen: 
     import threading
 
     with pipeline.warden_client(workspace) as logs:
-        stream = logs.application_logs(target.realm_uuid, target.application_uuid, follow=True)
+        stream = logs.logs(target.realm_uuid, target.application_uuid, follow=True)
         thread = threading.Thread(target=_pump, args=(stream, screen.output), daemon=True)
         thread.start()
         while True:

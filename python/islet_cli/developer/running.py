@@ -21,7 +21,7 @@ def listing(workspace: Workspace) -> list[dict[str, Any]]:
     if services.find(workspace, "warden") is None:
         services.start(workspace, "warden", ["warden", "up", "--foreground"])
     with pipeline.warden_client(workspace) as warden:
-        return list(warden.describe_realms())
+        return list(warden.describe())
 
 
 def _find(warden: WardenClient, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -30,7 +30,7 @@ def _find(warden: WardenClient, name: str) -> tuple[dict[str, Any], dict[str, An
     Raises:
         InputError: There is none (`no-such-application`).
     """
-    realms = sorted(warden.describe_realms(), key=lambda realm: realm["name"] != name)
+    realms = sorted(warden.describe(), key=lambda realm: realm["name"] != name)
     for realm in realms:
         for application in realm["applications"]:
             if application["name"] == name:
@@ -42,14 +42,14 @@ def output(workspace: Workspace, name: str, *, follow: bool) -> Iterator[bytes]:
     """Yield the output of the application `name`."""
     with pipeline.warden_client(workspace) as warden:
         realm, application = _find(warden, name)
-        yield from warden.application_logs(realm["uuid"], application["uuid"], follow=follow)
+        yield from warden.logs(realm["uuid"], application["uuid"], follow=follow)
 
 
 def stop(workspace: Workspace, name: str) -> None:
     """Stop the realm of the application `name`."""
     with pipeline.warden_client(workspace) as warden:
         realm, _application = _find(warden, name)
-        warden.stop_realm(realm["uuid"])
+        warden.stop(realm["uuid"])
 
 
 def forget(workspace: Workspace, name: str) -> None:
@@ -59,12 +59,12 @@ def forget(workspace: Workspace, name: str) -> None:
         InputError: There is none, or it is not halted.
     """
     with pipeline.warden_client(workspace) as warden:
-        realm = next((entry for entry in warden.describe_realms() if entry["name"] == name), None)
+        realm = next((entry for entry in warden.describe() if entry["name"] == name), None)
         if realm is None:
             raise InputError(f"no realm {name!r}", code="no-such-realm", hint="see: islet ps")
         if realm["state"] != "Halted":
             raise InputError(
                 f"realm {name} is {realm['state'].lower()}", code="bad-state", hint=f"stop it first: islet stop {name}"
             )
-        warden.destroy_realm(realm["uuid"])
+        warden.destroy(realm["uuid"])
     shutil.rmtree(workspace.cache_dir / "run" / name, ignore_errors=True)

@@ -6,7 +6,6 @@ Debian package that every realm image is made with.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 COUNTER = "counter"
@@ -39,10 +38,10 @@ _PAGE = """\
 """
 
 
-def _root(directory: Path, busybox: Path) -> Path:
+def _root(directory: Path, busybox: bytes) -> Path:
     binaries = directory / "bin"
     binaries.mkdir(parents=True)
-    shutil.copyfile(busybox, binaries / "busybox")
+    (binaries / "busybox").write_bytes(busybox)
     (binaries / "busybox").chmod(0o755)
     for applet in _APPLETS:
         (binaries / applet).symlink_to("busybox")
@@ -53,7 +52,7 @@ def _root(directory: Path, busybox: Path) -> Path:
     return directory
 
 
-def write_counter(directory: Path, busybox: Path, *, version: int, marker: str) -> list[str]:
+def write_counter(directory: Path, busybox: bytes, *, version: int, marker: str) -> list[str]:
     """Write the counter's root file system into `directory` (which must not exist) and return its entrypoint."""
     program = _root(directory, busybox) / "bin/counter"
     program.write_text(_COUNTER_SCRIPT.format(version=version, marker=marker))
@@ -61,7 +60,7 @@ def write_counter(directory: Path, busybox: Path, *, version: int, marker: str) 
     return ["/bin/counter"]
 
 
-def write_hello_http(directory: Path, busybox: Path, *, marker: str) -> list[str]:
+def write_hello_http(directory: Path, busybox: bytes, *, marker: str) -> list[str]:
     """Write a one-page HTTP service on port 8080 into `directory` and return its entrypoint."""
     page = _root(directory, busybox) / "www/index.html"
     page.parent.mkdir()

@@ -118,9 +118,13 @@ def _unpack_archive(archive: Path, layout: Path) -> None:
 
 
 def _pull(reference: str, layout: Path, screen: Screen) -> None:
-    from islet_cli.registry.client.pull import pull_reference
+    from islet_cli.oci.names import parse_remote
+    from islet_cli.oci.remote import fetch
     from islet_cli.signing.sign import set_tag
 
+    remote = parse_remote(reference)
+    # As docker does: a registry on this machine's loopback speaks plain HTTP, any other one TLS.
+    loopback = remote.address.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
     with screen.bar("pulling") as report:
-        pull_reference(reference.removeprefix(_REGISTRY_PREFIX), layout, report=report)
+        fetch(remote, layout, tls="none" if loopback else "tls", report=report)
     set_tag(layout, TAG)
