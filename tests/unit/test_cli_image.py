@@ -13,6 +13,7 @@ import pytest
 
 from islet_cli.cli.main import run
 from islet_cli.keys import ecc
+from islet_cli.registry.client.http import Backoff
 
 
 class Shell:
@@ -138,7 +139,8 @@ def test_terminal_controls_of_an_image_are_not_printed(shell: Shell, tmp_path: P
     assert "\x1b" not in shell("image inspect layout")
 
 
-def test_registry_that_is_not_there(shell: Shell) -> None:
+def test_registry_that_is_not_there(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backoff, "delay", lambda _self, _failures: 0.0)
     shell("image pull docker://127.0.0.1:1/x:latest -o out --tls none", code=3)
     shell("image pull docker://127.0.0.1:1/X:latest -o out", code=2)
     make_keys(shell)

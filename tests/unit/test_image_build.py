@@ -405,6 +405,7 @@ def test_a_plug_in_of_a_directory_may_lack_something(tmp_path: Path) -> None:
     directory = tmp_path / "project"
     make_elf(directory / "server")
     make_elf(directory / "plugin.so", needed=("libnowhere.so",))
+    make_elf(directory / "firmware.img", machine=15).chmod(0o644)
     built = build_image(directory, tmp_path / "out", name="x")
     assert built.warnings == ("/app/plugin.so: libnowhere.so was not found",)
 

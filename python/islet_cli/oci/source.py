@@ -117,7 +117,7 @@ def _directory(host: Path, entrypoint: list[str] | None) -> Source:
     programs = [
         Placed("/" + entry.path, entry.host)
         for entry in tree.ordered()
-        if entry.host is not None and _starts_with(entry.host, b"\x7fELF")
+        if entry.host is not None and ("/" + entry.path == entrypoint[0] or _is_program(entry.host))
     ]
     required = {entrypoint[0]}
     main = host / posixpath.relpath(entrypoint[0], APPLICATION)
@@ -186,6 +186,14 @@ def resolve_inside(root: Path, path: str) -> Path | None:
         pending.extend(item for item in reversed(target.split("/")) if item not in ("", "."))
     found = root.joinpath(*at)
     return found if found.is_file() else None
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file of a directory is a program or library of ours; firmware for other machines is data."""
+    try:
+        return elf.read(path) is not None
+    except InputError:
+        return False
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
