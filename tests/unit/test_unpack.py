@@ -130,34 +130,36 @@ def test_without_ownership_nothing_is_set_id(tmp_path: Path) -> None:
 
 # Imports come first: the interpreter's own files may be closed to that user.
 _UNPRIVILEGED = """
-import os, sys
+import hashlib, os, sys
 from pathlib import Path
 from islet_cli.oci.unpack import LayerInput, unpack_to
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
-home, digest, size = sys.argv[1:]
-media_type = "application/vnd.oci.image.layer.v1.tar"
-unpack_to(Path(home, "image"), [LayerInput(Path(home, "blob"), media_type, digest, int(size), digest)])
+home = Path(sys.argv[1])
+layers = []
+for path in sorted(home.iterdir()):
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    media_type = "application/vnd.oci.image.layer.v1.tar"
+    layers.append(LayerInput(path, media_type, digest, path.stat().st_size, digest))
+unpack_to(home / "image", layers)
 """
 
 
 @pytest.mark.root
 def test_unprivileged_users_can_unpack(tmp_path: Path) -> None:
     """As user 65534: closed directories, names replaced, nothing owned by somebody else."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
+    with tempfile.TemporaryDirectory() as home:
         closed = tarfile.TarInfo("closed")
         closed.type, closed.mode, closed.uid = tarfile.DIRTYPE, 0o500, 1234
-        archive.addfile(closed)
-        inside = tarfile.TarInfo("closed/file")
-        archive.addfile(inside)
-    with tempfile.TemporaryDirectory() as home:
+        for number, entries in enumerate(([closed, tarfile.TarInfo("closed/low")], [tarfile.TarInfo("closed/high")])):
+            with tarfile.open(Path(home, f"layer{number}"), mode="w") as archive:
+                for entry in entries:
+                    archive.addfile(entry)
         os.chown(home, 65534, 65534)
-        (Path(home) / "blob").write_bytes(out.getvalue())
-        digest, size = _digest(out.getvalue()), len(out.getvalue())
-        subprocess.run([sys.executable, "-c", _UNPRIVILEGED, home, digest, str(size)], check=True)
-        status = (Path(home) / "image" / "closed").stat()
+        subprocess.run([sys.executable, "-c", _UNPRIVILEGED, home], check=True)
+        image = Path(home) / "image" / "closed"
+        status = image.stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o500, 65534)
-        assert (Path(home) / "image" / "closed" / "file").exists()
+        assert sorted(path.name for path in image.iterdir()) == ["high", "low"]
 
 
 @pytest.mark.root

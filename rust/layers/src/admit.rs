@@ -9,6 +9,9 @@ use crate::tar::{Entry, Kind};
 use crate::warnings::{Warning, Warnings};
 use crate::Options;
 
+/// Memory beside a name that is held, bytes.
+pub const HELD_OVERHEAD: u64 = 64;
+
 /// What an admitted entry does.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
@@ -186,8 +189,7 @@ impl<'a> Survey<'a> {
 
     /// Names of whiteouts and directories are kept until the end of a layer, so they are limited together.
     fn hold(&mut self, path: &[u8]) -> Result<()> {
-        const OVERHEAD: u64 = 64;
-        self.held += path.len() as u64 + OVERHEAD;
+        self.held += path.len() as u64 + HELD_OVERHEAD;
         if self.held > self.options.limits.held_bytes {
             let detail = "the names of a layer's directories and whiteouts take too much memory";
             return Err(Error::refused(Code::LimitExceeded, detail));

@@ -4,6 +4,7 @@
 //! there is removed, then the new one is created exclusively. Owner comes before mode (setting an owner clears
 //! set-id bits), then extended attributes, then time; directory times come after everything else.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,8 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::admit::{admit, hardlink_invalid, xattr_allowed, Action, Admitted};
-use crate::error::{shown, Error, Result};
+use crate::admit::{admit, hardlink_invalid, xattr_allowed, Action, Admitted, HELD_OVERHEAD};
+use crate::error::{shown, Code, Error, Result};
 use crate::names::split;
 use crate::remove::{empty, remove};
 use crate::tar::{Entry, TarReader};
@@ -26,15 +27,58 @@ use crate::warnings::{Warning, Warnings};
 use crate::Options;
 
 const SET_ID: u32 = 0o6000;
-/// While a layer is applied its owner can always work in its directories.
+/// What the owner of a directory needs to work in it.
 const WORKABLE: u32 = 0o700;
 
-/// A directory whose time (and mode, if it is in the way of the work) waits for the end of the layer.
+/// Which directory, whatever its name: device and inode.
+type Identity = (u64, u64);
+
+/// A directory whose time waits for the end of the layer.
 struct Held {
     path: Vec<u8>,
-    identity: (u64, u64),
+    identity: Identity,
     mtime: (i64, u32),
-    mode: Option<u32>,
+}
+
+/// Directories whose mode would keep an unprivileged owner from working in them.
+///
+/// They stay workable until the last layer is applied.
+#[derive(Default)]
+pub struct Closed {
+    /// Path and mode.
+    modes: HashMap<Identity, (Vec<u8>, u32)>,
+    bytes: u64,
+}
+
+impl Closed {
+    fn note(&mut self, path: &[u8], identity: Identity, mode: u32, limit: u64) -> Result<()> {
+        if mode & WORKABLE == WORKABLE {
+            self.modes.remove(&identity);
+            return Ok(());
+        }
+        if self.modes.insert(identity, (path.to_vec(), mode)).is_none() {
+            self.bytes += path.len() as u64 + HELD_OVERHEAD;
+        }
+        if self.bytes > limit {
+            return Err(Error::refused(
+                Code::LimitExceeded,
+                "the names of closed directories take too much memory",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Close them. The deepest come first: a closed directory cannot be walked through.
+    pub fn close(self, root: &mut Root) -> Result<()> {
+        let mut closed: Vec<_> = self.modes.into_iter().collect();
+        closed.sort_by(|(_, (one, _)), (_, (other, _))| other.cmp(one));
+        for (identity, (path, mode)) in closed {
+            if let Some(directory) = find_held(root, &path, identity)? {
+                set_mode(directory.as_fd(), mode, &path)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Applies one layer.
@@ -42,17 +86,24 @@ pub struct Applier<'a> {
     root: &'a mut Root,
     options: &'a Options,
     warnings: &'a mut Warnings,
+    closed: &'a mut Closed,
     held: Vec<Held>,
     buffer: Vec<u8>,
 }
 
 impl<'a> Applier<'a> {
     /// Work below `root`.
-    pub fn new(root: &'a mut Root, options: &'a Options, warnings: &'a mut Warnings) -> Self {
+    pub fn new(
+        root: &'a mut Root,
+        options: &'a Options,
+        warnings: &'a mut Warnings,
+        closed: &'a mut Closed,
+    ) -> Self {
         Self {
             root,
             options,
             warnings,
+            closed,
             held: Vec::new(),
             buffer: vec![0; crate::stream::CHUNK],
         }
@@ -165,15 +216,19 @@ impl<'a> Applier<'a> {
 
     fn finish_directory(&mut self, directory: &OwnedFd, entry: &Entry, path: &[u8]) -> Result<()> {
         let mode = self.own(directory.as_fd(), entry, path)?;
-        set_mode(directory.as_fd(), mode | WORKABLE, path)?;
-        self.set_xattrs(directory.as_fd(), entry, path)?;
         let identity = identity(&fstat(directory).map_err(|error| failed(path, error))?);
-        let mode = (mode & WORKABLE != WORKABLE).then_some(mode);
+        if self.options.ownership {
+            set_mode(directory.as_fd(), mode, path)?;
+        } else {
+            set_mode(directory.as_fd(), mode | WORKABLE, path)?;
+            self.closed
+                .note(path, identity, mode, self.options.limits.held_bytes)?;
+        }
+        self.set_xattrs(directory.as_fd(), entry, path)?;
         self.held.push(Held {
             path: path.to_vec(),
             identity,
             mtime: entry.mtime,
-            mode,
         });
         Ok(())
     }
@@ -318,40 +373,37 @@ impl<'a> Applier<'a> {
     /// Give the directories their times, now that nothing is made in them any more.
     pub fn finish_directories(self) -> Result<()> {
         for held in self.held {
-            let Some(directory) = find_held(self.root, &held)? else {
-                continue;
-            };
-            futimens(&directory, &times(held.mtime)).map_err(|error| failed(&held.path, error))?;
-            if let Some(mode) = held.mode {
-                set_mode(directory.as_fd(), mode, &held.path)?;
+            if let Some(directory) = find_held(self.root, &held.path, held.identity)? {
+                futimens(&directory, &times(held.mtime))
+                    .map_err(|error| failed(&held.path, error))?;
             }
         }
         Ok(())
     }
 }
 
-/// The directory that was held, unless a later entry of the layer replaced it.
-fn find_held(root: &mut Root, held: &Held) -> Result<Option<OwnedFd>> {
-    let directory = if held.path.is_empty() {
+/// The directory at `path`, unless a later entry replaced it by something else.
+fn find_held(root: &mut Root, path: &[u8], wanted: Identity) -> Result<Option<OwnedFd>> {
+    let directory = if path.is_empty() {
         root.directory()
             .try_clone()
-            .map_err(|error| Error::io(shown(&held.path), error))?
+            .map_err(|error| Error::io(shown(path), error))?
     } else {
-        let (parent, name) = split(&held.path);
+        let (parent, name) = split(path);
         let Ok(Some(parent)) = root.find(parent, Missing::Report) else {
             return Ok(None);
         };
         match openat(&*parent, name, DIRECTORY, Mode::empty()) {
             Ok(directory) => directory,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(error) => return Err(failed(&held.path, error)),
+            Err(error) => return Err(failed(path, error)),
         }
     };
-    let status = fstat(&directory).map_err(|error| failed(&held.path, error))?;
-    Ok((identity(&status) == held.identity).then_some(directory))
+    let status = fstat(&directory).map_err(|error| failed(path, error))?;
+    Ok((identity(&status) == wanted).then_some(directory))
 }
 
-fn identity(status: &Stat) -> (u64, u64) {
+fn identity(status: &Stat) -> Identity {
     (status.st_dev, status.st_ino)
 }
 

@@ -45,7 +45,7 @@ pub use stream::{Compression, Progress};
 pub use warnings::Warning;
 
 use admit::Survey;
-use apply::Applier;
+use apply::{Applier, Closed};
 use stream::{check_blob, LayerStream};
 use tar::{Entry, TarLimits, TarReader};
 use walk::Root;
@@ -143,11 +143,13 @@ pub fn apply_layers(
         options,
         progress,
         warnings: Warnings::default(),
+        closed: Closed::default(),
         bytes: 0,
     };
     for layer in &layers {
         job.apply(layer)?;
     }
+    job.closed.close(&mut job.root)?;
     Ok(job.warnings.finish())
 }
 
@@ -251,6 +253,7 @@ struct Job<'a> {
     options: &'a Options,
     progress: &'a Arc<Progress>,
     warnings: Warnings,
+    closed: Closed,
     /// Decompressed bytes of the layers so far.
     bytes: u64,
 }
@@ -269,7 +272,12 @@ impl Job<'_> {
     /// Apply a layer that was surveyed. Its bytes are hashed once more: the disk may not give the same twice.
     fn place(&mut self, layer: &Checked<'_>, file: &File, survey: &Survey<'_>) -> Result<()> {
         let mut reader = self.reader(layer, file)?;
-        let mut applier = Applier::new(&mut self.root, self.options, &mut self.warnings);
+        let mut applier = Applier::new(
+            &mut self.root,
+            self.options,
+            &mut self.warnings,
+            &mut self.closed,
+        );
         let outcome = applier
             .hide(&survey.whiteouts)
             .and_then(|()| applier.add(&mut reader));

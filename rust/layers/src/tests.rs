@@ -147,6 +147,7 @@ fn a_blob_that_changes_between_the_passes_is_noticed() {
         options: &options,
         progress: &Arc::default(),
         warnings: Warnings::default(),
+        closed: Closed::default(),
         bytes: 0,
     };
     let checked = Checked::new(&layer).unwrap();

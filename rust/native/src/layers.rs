@@ -9,6 +9,10 @@ use pyo3::types::PyBytes;
 
 use crate::error::{raise, Family};
 
+// Linux's numbers; their names in `std::io::ErrorKind` are younger than our oldest compiler.
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+
 /// How far an application of layers is; another thread may look at it and end it.
 #[pyclass(frozen, name = "Progress", module = "islet_cli._native.layers")]
 struct Progress(Arc<islet_layers::Progress>);
@@ -60,10 +64,7 @@ fn to_python(py: Python<'_>, error: &Error) -> PyErr {
         Error::Refused { code, .. } => raise(py, Family::Verification, code.as_str(), &message),
         Error::Interrupted => raise(py, Family::Operation, "interrupted", &message),
         Error::Io { source, .. } => {
-            let full = matches!(
-                source.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            );
+            let full = matches!(source.raw_os_error(), Some(ENOSPC | EDQUOT));
             raise(
                 py,
                 Family::Operation,
