@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import shutil
 from pathlib import Path
@@ -15,10 +16,11 @@ from islet_cli.errors import IsletError
 from islet_cli.keys import ecc
 from islet_cli.keys.ecc import PublicKey
 from islet_cli.oci import archive as archives
+from islet_cli.oci import jsonform
 from islet_cli.oci.digest import digest_of
 from islet_cli.oci.layout import read_index
 from islet_cli.oci.reference import default_reference, find
-from islet_cli.signing import image
+from islet_cli.signing import artifact, image
 from islet_cli.signing.archive import sign_archive
 from islet_cli.signing.sign import Vendor, certified_vendor, certify, sign_image
 
@@ -140,3 +142,30 @@ def test_archive(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "expected"), ARCHIVES.get("default_name", {}).items())
 def test_archive_default_name(name: str, expected: str) -> None:
     assert archives.default_name(Path(name)) == expected
+
+
+ARTIFACT: dict[str, Any] = CASES.get("signature_artifact", {})
+
+
+@pytest.mark.skipif(not ARTIFACT, reason="no such case")
+def test_signature_artifact_verifies() -> None:
+    directory = FOLDER / ARTIFACT["layout"]
+    before_its_end = datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)
+    statement, vendor = artifact.verify_artifact(
+        directory, ARTIFACT["reference"], public("root-ca.pub"), now=before_its_end
+    )
+    assert statement.manifest.digest == ARTIFACT["subject"]
+    assert vendor.key == public("vendor.pub")
+    assert digest_of(statement.to_bytes()).hex == ARTIFACT["payload_sha256"]
+
+
+@pytest.mark.skipif(not ARTIFACT, reason="no such case")
+def test_signature_artifact_is_made_byte_for_byte(tmp_path: Path) -> None:
+    original, work = FOLDER / ARTIFACT["layout"], tmp_path / "layout"
+    shutil.copytree(original, work)
+    index, _ = read_index(work)
+    without = {**index.raw, "manifests": [item.raw for item in index.manifests if "artifactType" not in item.raw]}
+    (work / "index.json").write_bytes(jsonform.dumps(without))
+    made = artifact.add_artifact(work, ARTIFACT["reference"], vendor(), name="example", expires="2034-07-19T13:44:56Z")
+    assert made == ARTIFACT["artifact"]
+    assert files(work) == files(original)

@@ -100,6 +100,18 @@ def test_sign_elsewhere(shell: Shell) -> None:
     assert shell.data("verify layout --ca-pub ca.pub --app renamed")["ok"]
 
 
+def test_signature_artifact(shell: Shell) -> None:
+    make_keys(shell)
+    shell("image build hello -o layout")
+    shell("verify layout --ca-pub ca.pub --require either", code=1)
+    signed = shell.data("sign layout --vendor-key vendor.prv --ca-key ca.prv --artifact --expires 2099-01-01T00:00:00Z")
+    assert signed["artifact"].startswith("sha256:")
+    for requirement in ("annotation", "artifact", "either", "both"):
+        shell(f"verify layout --ca-pub ca.pub --require {requirement} --app hello")
+    shell("verify layout --ca-pub vendor.pub --require artifact", code=1)
+    shell("sign layout --vendor-key vendor.prv --ca-key ca.prv --artifact --expires tomorrow", code=2)
+
+
 def test_wrong_key_options(shell: Shell) -> None:
     make_keys(shell)
     shell("image build hello -o layout")

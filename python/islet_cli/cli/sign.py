@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,16 @@ import typer
 
 from islet_cli.cli.common import DebugOption, JsonOption, WorkspaceOption, note, show, workspace_if_any
 from islet_cli.cli.image import Tls
+
+
+class Require(str, Enum):
+    """Forms of signature."""
+
+    annotation = "annotation"
+    artifact = "artifact"
+    either = "either"
+    both = "both"
+
 
 ImageArgument = Annotated[
     str, typer.Argument(help="An OCI layout directory, an OCI archive, or docker://HOST[:PORT]/NAME:TAG.")
@@ -51,6 +62,12 @@ def sign(
     signature: Annotated[
         Path | None, typer.Option(metavar="SIG", help="The DER signature that was made elsewhere.")
     ] = None,
+    artifact: Annotated[
+        bool, typer.Option("--artifact", help="Also add a signature artifact, which binds manifest and name.")
+    ] = False,
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End of the artifact's validity, YYYY-MM-DDThh:mm:ssZ.")
+    ] = None,
     tls: TlsOption = Tls.tls,
     root_ca: RootCaOption = None,
     workspace: WorkspaceOption = None,
@@ -60,6 +77,7 @@ def sign(
     """Sign an image: of a layout in place, of an archive into a new layout."""
     from islet_cli.keys.files import load_signature
     from islet_cli.progress import bar
+    from islet_cli.signing.artifact import with_artifact
     from islet_cli.signing.credentials import KeyFiles, vendor_of
     from islet_cli.signing.source import local_image, require_destination, sign_source
 
@@ -74,6 +92,8 @@ def sign(
     require_destination(image, into)
     with bar("signing", enabled=not as_json) as report, local(report=report) as path:
         done = sign_source(path, tag, vendor, into=into, application=application, signature=given, report=report)
+    if artifact:
+        done = with_artifact(done, vendor, expires=expires)
     for warning in done.warnings:
         note(f"warning: {warning}")
     state = "signed" if done.changed else "was signed so already"
@@ -104,6 +124,7 @@ def verify(
     ] = None,
     tls: TlsOption = Tls.tls,
     root_ca: RootCaOption = None,
+    require: Annotated[Require, typer.Option(help="Which form of signature must hold.")] = Require.annotation,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -112,9 +133,8 @@ def verify(
     from islet_cli.errors import IsletError
     from islet_cli.progress import bar
     from islet_cli.signing.credentials import ca_of
-    from islet_cli.signing.image import load_deny_list, verify_image
+    from islet_cli.signing.image import load_deny_list, verify_required
     from islet_cli.signing.source import local_image, opened_layout, reference_of
-    from islet_cli.signing.verify import require_application
 
     ca = ca_of(ca_pub, workspace_if_any(workspace))
     try:
@@ -122,9 +142,10 @@ def verify(
         with bar("verifying", enabled=not as_json) as report, ExitStack() as stack:
             path = stack.enter_context(local_image(image, tls=tls.value, root_ca=root_ca, report=report))
             layout = stack.enter_context(opened_layout(path))
-            done = verify_image(layout, reference_of(layout, tag), ca, deep=deep, deny=denied, report=report)
-            if application is not None:
-                require_application(done.config, application)
+            reference = reference_of(layout, tag)
+            done = verify_required(
+                layout, reference, ca, require.value, name=application, deep=deep, deny=denied, report=report
+            )
     except IsletError as error:
         if as_json:
             show({"ok": False, "error": error.to_json()}, "", as_json=True)

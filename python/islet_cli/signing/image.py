@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from islet_cli.errors import InputError, VerificationError
 from islet_cli.fsutil import read_file
@@ -21,7 +21,13 @@ from islet_cli.oci.documents import Config, Manifest, parse_config
 from islet_cli.oci.layout import read_index, read_marker
 from islet_cli.oci.reference import find, read_manifest
 from islet_cli.progress import Report, silent
-from islet_cli.signing.verify import VendorIdentity, require_not_revoked, security_version, verify_config
+from islet_cli.signing.verify import (
+    VendorIdentity,
+    require_application,
+    require_not_revoked,
+    security_version,
+    verify_config,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def verify_image(
     reference: str,
     ca: PublicKey,
     *,
+    vendor: VendorIdentity | None = None,
     deep: bool = False,
     deny: frozenset[str] = frozenset(),
     report: Report = silent,
@@ -74,6 +81,7 @@ def verify_image(
         layout: The layout directory.
         reference: A tag of `index.json`, or a digest reachable from it.
         ca: The root CA's public key.
+        vendor: Who signed it, when that was found by other means than its annotations, which then do not count.
         deep: Also decompress every layer and compare it with its diff_id.
         deny: SHA-256 values of revoked vendor keys and configurations.
         report: Progress in bytes hashed.
@@ -87,7 +95,7 @@ def verify_image(
     descriptor = find(layout, index, reference)
     manifest = read_manifest(layout, descriptor)
     config = blobs.read_blob(layout, manifest.config)
-    vendor = verify_config(config, manifest.annotations, ca)
+    vendor = vendor or verify_config(config, manifest.annotations, ca)
     require_not_revoked(vendor, config, deny)
     _check_layers(layout, manifest, report)
     parsed = parse_config(config, what=f"{layout}: {manifest.config.digest}")
@@ -153,3 +161,43 @@ def load_deny_list(path: Path) -> frozenset[str]:
             raise InputError(f"{path}: line {number} is not a SHA-256 value", code="deny_list_invalid")
         values.add(match[1].lower())
     return frozenset(values)
+
+
+Requirement = Literal["annotation", "artifact", "either", "both"]
+
+
+def verify_required(
+    layout: Path,
+    reference: str,
+    ca: PublicKey,
+    requirement: Requirement = "annotation",
+    *,
+    name: str | None = None,
+    deep: bool = False,
+    deny: frozenset[str] = frozenset(),
+    report: Report = silent,
+) -> VerifiedImage:
+    """Verify an image whose signature may be in its annotations or in an artifact.
+
+    Args:
+        requirement: Which of the two must hold.
+        name: Require that the image is signed for this application.
+
+    Raises:
+        InputError, VerificationError: As `verify_image` and `artifact.verify_artifact`.
+    """
+    from islet_cli.signing.artifact import verify_artifact
+
+    by_artifact: VendorIdentity | None = None
+    if requirement != "annotation":
+        try:
+            _, by_artifact = verify_artifact(layout, reference, ca, name=name)
+        except VerificationError:
+            if requirement != "either":
+                raise
+    by_annotation = requirement in ("annotation", "both") or by_artifact is None
+    vendor = None if by_annotation else by_artifact
+    done = verify_image(layout, reference, ca, vendor=vendor, deep=deep, deny=deny, report=report)
+    if name is not None and by_annotation:
+        require_application(done.config, name)
+    return done

@@ -81,6 +81,7 @@ class SignedImage:
     application: str | None
     changed: bool
     warnings: tuple[str, ...] = ()
+    artifact_digest: Digest | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `islet sign --json` shows."""
@@ -92,6 +93,7 @@ class SignedImage:
             "vendor": self.vendor,
             "application": self.application,
             "changed": self.changed,
+            "artifact": self.artifact_digest,
             "warnings": list(self.warnings),
         }
 

@@ -63,14 +63,31 @@ def verify_config(config: bytes, annotations: Mapping[str, str], ca: PublicKey) 
         VerificationError: `annotation_missing`, `annotation_encoding`, `vendor_signature_invalid`,
             `vendor_key_invalid` or `config_signature_invalid`: the first that applies, in this order.
     """
-    for name in ANNOTATIONS:
+    return verify_chain(config, annotations, ca)
+
+
+def verify_chain(
+    message: bytes,
+    annotations: Mapping[str, str],
+    ca: PublicKey,
+    *,
+    names: tuple[str, str, str] = ANNOTATIONS,
+    what: str = "configuration",
+) -> VendorIdentity:
+    """Check the chain from the root CA to any message; see `verify_config`.
+
+    Args:
+        names: The annotations with signature, vendor key, and the root CA's signature over that.
+        what: Names the message in errors.
+    """
+    for name in names:
         if not isinstance(annotations.get(name), str):
             raise VerificationError(
                 f"the image is not signed: annotation {name} is missing",
                 code="annotation_missing",
                 hint="sign it with: islet sign",
             )
-    signature, vendor, certificate = (_decode_hex(name, annotations[name]) for name in ANNOTATIONS)
+    signature, vendor, certificate = (_decode_hex(name, annotations[name]) for name in names)
     _check(
         ca, certificate, vendor, "vendor_signature_invalid", "the root CA did not sign the key of the image's vendor"
     )
@@ -81,7 +98,7 @@ def verify_config(config: bytes, annotations: Mapping[str, str], ca: PublicKey) 
             raise InputError("vendor key of the image: not DER", code="key_invalid")
     except InputError as error:
         raise VerificationError(str(error), code="vendor_key_invalid") from error
-    _check(key, signature, config, "config_signature_invalid", "the vendor did not sign the image's configuration")
+    _check(key, signature, message, "config_signature_invalid", f"the vendor did not sign the image's {what}")
     return VendorIdentity(vendor, certificate, key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import shutil
@@ -19,7 +20,7 @@ from islet_cli.oci import blobs, layout
 from islet_cli.oci.archive import extract
 from islet_cli.oci.build import build_image
 from islet_cli.oci.documents import parse_config
-from islet_cli.signing import image, sign
+from islet_cli.signing import artifact, image, sign
 from islet_cli.signing.archive import sign_archive, sign_copy
 from islet_cli.signing.credentials import KeyFiles, vendor_of
 from islet_cli.signing.source import bytes_to_sign, sign_source
@@ -378,3 +379,70 @@ def test_wrong_certificate(key_files: dict[str, Path]) -> None:
     with pytest.raises(VerificationError) as caught:
         vendor_of(KeyFiles(key_files["vendor"], key_files["signature"], key_files["ca_public"]), None)
     assert caught.value.code == "vendor_signature_invalid"
+
+
+EARLY = datetime.datetime(2029, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+def test_artifact(unsigned: Path) -> None:
+    with pytest.raises(VerificationError) as caught:
+        artifact.verify_artifact(unsigned, "latest", CA.public)
+    assert caught.value.code == "artifact_missing"
+    artifact.add_artifact(unsigned, "latest", CERTIFIED, name="hello", expires="2030-01-01T00:00:00Z")
+    before = tree(unsigned)
+    artifact.add_artifact(unsigned, "latest", CERTIFIED, name="hello", expires="2030-01-01T00:00:00Z")
+    assert tree(unsigned) == before
+    assert not layout.load(unsigned).warnings
+    statement, vendor = artifact.verify_artifact(unsigned, "latest", CA.public, name="hello", now=EARLY)
+    assert (statement.security_version, vendor.key) == (3, VENDOR.public)
+    for options, code in (
+        ({"now": datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)}, "expired"),
+        ({"now": EARLY, "name": "other"}, "name_mismatch"),
+        ({"now": EARLY, "ca": VENDOR.public}, "vendor_signature_invalid"),
+    ):
+        with pytest.raises(VerificationError) as caught:
+            artifact.verify_artifact(unsigned, "latest", **{"ca": CA.public, **options})
+        assert caught.value.code == code
+
+
+def test_an_artifact_is_about_one_manifest(unsigned: Path) -> None:
+    """An artifact moved to another image by its subject alone is noticed."""
+    made = artifact.add_artifact(unsigned, "latest", CERTIFIED, name="hello")
+    signed = sign.sign_image(unsigned, "latest", CERTIFIED)
+    loaded = layout.load(unsigned)
+    moved = dict(loaded.manifests[made].raw)
+    manifest = loaded.tags["latest"]
+    moved["subject"] = {"mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size}
+    data = json.dumps(moved).encode()
+    blobs.write_blob(unsigned, sign.digest_of(data), data)
+    entry = {"mediaType": manifest.media_type, "digest": sign.digest_of(data), "size": len(data)}
+    (unsigned / "index.json").write_text(json.dumps({**loaded.index.raw, "manifests": [manifest.raw, entry]}))
+    assert layout.load(unsigned).tags["latest"].digest == signed.manifest_digest
+    with pytest.raises(VerificationError) as caught:
+        artifact.verify_artifact(unsigned, "latest", CA.public)
+    assert caught.value.code == "statement_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("annotated", "with_artifact", "accepted"),
+    [
+        (True, False, {"annotation", "either"}),
+        (False, True, {"artifact", "either"}),
+        (True, True, {"annotation", "artifact", "either", "both"}),
+        (False, False, set()),
+    ],
+)
+def test_requirements(unsigned: Path, annotated: bool, with_artifact: bool, accepted: set[str]) -> None:
+    if annotated:
+        sign.sign_image(unsigned, "latest", CERTIFIED)
+    if with_artifact:
+        artifact.add_artifact(unsigned, "latest", CERTIFIED, name="hello")
+    for requirement in ("annotation", "artifact", "either", "both"):
+        arguments = (unsigned, "latest", CA.public, requirement)
+        if requirement in accepted:
+            assert image.verify_required(*arguments, name="hello").vendor.key == VENDOR.public
+            with pytest.raises(VerificationError):
+                image.verify_required(*arguments, name="other")
+        else:
+            with pytest.raises(VerificationError):
+                image.verify_required(*arguments, name="hello")
