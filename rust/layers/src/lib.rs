@@ -24,6 +24,7 @@ mod admit;
 mod apply;
 mod digest;
 mod error;
+mod held;
 mod names;
 mod remove;
 mod stream;
@@ -45,7 +46,8 @@ pub use stream::{Compression, Progress};
 pub use warnings::Warning;
 
 use admit::Survey;
-use apply::{Applier, Closed};
+use apply::Applier;
+use held::Closed;
 use stream::{check_blob, LayerStream};
 use tar::{Entry, TarLimits, TarReader};
 use walk::Root;
