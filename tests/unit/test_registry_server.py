@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +255,29 @@ def test_the_backend_socket_is_private_and_gone_afterwards(tmp_path: Path) -> No
         assert stat.S_IMODE(socket.stat().st_mode) == 0o600
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
     assert list(tmp_path.glob("registry-*")) == []
+
+
+def test_leftovers_of_a_killed_registry_are_swept_up(tmp_path: Path) -> None:
+    made = make_setting(tmp_path)
+    left = tmp_path / "registry-left"
+    left.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(left / "backend.sock"))
+        dead.listen()
+    with made.serving("none"):
+        assert not left.exists()
+        # A second registry leaves the first one's socket alone.
+        with made.serving("none"):
+            assert len(list(tmp_path.glob("registry-*/backend.sock"))) == 2
+
+
+def test_a_long_directory_name_is_no_obstacle(tmp_path: Path) -> None:
+    made = make_setting(tmp_path)
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    with running(made.options("none"), deep) as server:
+        assert request(server.address, "GET", "/v2/").status == 200
+    assert list(deep.iterdir()) == []
 
 
 def test_a_busy_port_is_named_with_its_mend(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 EMULATED_WARNING = "emulated: no protection from the host"
 _BACKLOG = 256
+_DIRECTORY_PREFIX = "registry-"
+_SOCKET_NAME = "backend.sock"
+_MAX_SOCKET_PATH = 107
 _KEEP_ALIVE_S = 3600
 """The listener decides when a connection is idle; the backend must never be the first to hang up."""
 
@@ -94,9 +97,8 @@ def running(options: ServeOptions, runtime_dir: Path | None = None) -> Iterator[
     admission = _admission(options)
     access = AccessLog(options.access_log)
     with contextlib.ExitStack() as stack:
-        directory = Path(tempfile.mkdtemp(prefix="registry-", dir=runtime_dir))
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        backend = stack.enter_context(_backend(RegistryApp(catalogue), directory / "backend.sock"))
+        socket_path = stack.enter_context(_socket_path(runtime_dir))
+        backend = stack.enter_context(_backend(RegistryApp(catalogue), socket_path))
         listener = _listen(options, backend, catalogue.root, access, admission)
         stack.callback(listener.stop)
         threading.Thread(target=_preload, args=(catalogue,), name="preload", daemon=True).start()
@@ -123,6 +125,33 @@ def _admission(options: ServeOptions) -> Admission | None:
             hint="pass --cpak [emulated:]FILE and --reference FILE, or serve from a workspace",
         )
     return Admission(policy)
+
+
+@contextlib.contextmanager
+def _socket_path(runtime_dir: Path | None) -> Iterator[Path]:
+    """A name for the backend's socket in a fresh 0700 directory, which goes with the block."""
+    if runtime_dir is not None:
+        _sweep(runtime_dir)
+    directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir=runtime_dir))
+    if len(os.fsencode(directory / _SOCKET_NAME)) > _MAX_SOCKET_PATH:
+        directory.rmdir()
+        directory = Path(tempfile.mkdtemp(prefix="islet-registry-", dir="/tmp"))
+    try:
+        yield directory / _SOCKET_NAME
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep(runtime_dir: Path) -> None:
+    """Remove what killed registries left: sockets that nobody listens on."""
+    for directory in runtime_dir.glob(f"{_DIRECTORY_PREFIX}*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(directory / _SOCKET_NAME))
+            except ConnectionRefusedError:
+                shutil.rmtree(directory, ignore_errors=True)
+            except OSError:
+                continue
 
 
 @contextlib.contextmanager
