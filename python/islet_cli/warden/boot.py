@@ -27,6 +27,7 @@ class Boot:
         self.vm = vm
         self.channel: RealmChannel | None = None
         self._announced = announced
+        self._ended = False
 
     @classmethod
     async def begin(
@@ -135,7 +136,10 @@ class Boot:
         return forced
 
     async def end(self) -> None:
-        """End the VM process if it still runs, and release the channel and the descriptor."""
+        """End the VM process if it still runs, and release the channel and the descriptor; once."""
+        if self._ended:
+            return
+        self._ended = True
         try:
             if self.vm.exit_status is None:
                 self.vm.terminate()

@@ -23,6 +23,7 @@ from islet_cli.warden.network import Publish
 
 CONNECT_TIMEOUT_S = 5.0
 _PROGRESS_POLL_S = 0.3
+Descriptions = list[dict[str, Any]]
 Report = Callable[[str, str, int, int], None]
 """`report(application, "fetch" or "unpack", done, total)` in bytes."""
 
@@ -124,13 +125,13 @@ class WardenClient:
         answer = self._ask({"InspectRealm": {"uuid": self.realm_uuid(realm)}}, "InspectedRealm")
         return dict(answer["description"])
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> Descriptions:
         """Upstream's description of every realm."""
-        return list(self._ask("ListRealms", "ListedRealms")["realms_description"])
+        return [*self._ask("ListRealms", "ListedRealms")["realms_description"]]
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> Descriptions:
         """Everything about every realm: name, state, last error, RIM, ports, applications with status."""
-        return list(self._ask("DescribeRealms", "DescribedRealms")["realms"])
+        return [*self._ask("DescribeRealms", "DescribedRealms")["realms"]]
 
     def describe_realm(self, realm: str) -> dict[str, Any]:
         """Everything about one realm."""

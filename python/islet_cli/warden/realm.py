@@ -189,7 +189,8 @@ class Realm:
         await self._bring_up()
 
     async def _prepare(self) -> None:
-        await asyncio.to_thread(self._storage.prepare, self.applications, set(self.stored.reformat))
+        empty = {item for item in self.applications if item not in self.stored.provisioned}
+        await asyncio.to_thread(self._storage.prepare, self.applications, empty | set(self.stored.reformat))
 
     async def _stop(self) -> None:
         self._unwatch()
@@ -218,12 +219,14 @@ class Realm:
         self.state = PROVISIONING
         try:
             boot = await self._launch()
+            # From here on the applications may have data, whether or not the answer is good.
+            self.stored.provisioned = list(dict.fromkeys((*self.stored.provisioned, *self.applications)))
+            self.save()
             await boot.while_alive(self._provision(boot))
         except BaseException as error:
             await self._abandon()
             self._halted(_cause(error))
             raise
-        self.stored.provisioned = list(dict.fromkeys((*self.stored.provisioned, *self.applications)))
         self.stored.reformat = []
         self.stored.last_error = None
         self.stored.desired = RUNNING
