@@ -282,3 +282,12 @@ def test_deep_documents(tmp_path: Path, levels: int) -> None:
     with pytest.raises(InputError) as caught:
         layout.load(tmp_path / "layout")
     assert caught.value.code == "index_invalid"
+
+
+def test_documents_are_bounded(tmp_path: Path) -> None:
+    write_layout(tmp_path / "layout", [])
+    with (tmp_path / "layout/index.json").open("ab") as file:
+        file.write(b" " * (4 << 20))
+    with pytest.raises(InputError) as caught:
+        layout.load(tmp_path / "layout")
+    assert caught.value.code == "index_invalid"

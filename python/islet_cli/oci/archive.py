@@ -158,7 +158,7 @@ def staged(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         stage.mkdir(mode=0o755, parents=False)
     except OSError as error:
-        raise os_error(error, stage) from error
+        raise os_error(error, destination.parent) from error
     try:
         yield stage
         fsync_directory(stage)

@@ -3,6 +3,9 @@
 Two spaces per level, known members in a fixed order, annotation keys sorted by code point, unknown
 members kept after the known ones in document order, no final newline: the same document always has
 the same digest, here and in upstream's tool.
+
+Source: OCI image-spec 1.1, manifest.md and image-index.md, for the members; the order and the white space are those
+of Islet's `ir-sign`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def read_marker(path: Path) -> None:
     Raises:
         InputError: `layout_missing`, `layout_invalid`, `layout_version`.
     """
-    data = _read_plain(path / "oci-layout", "layout_missing")
+    data = _read_plain(path / "oci-layout", "layout_missing", "layout_invalid")
     value = strictjson.loads(data, what=f"{path}: oci-layout", code="layout_invalid")
     version = value.get("imageLayoutVersion") if isinstance(value, dict) else None
     if not isinstance(version, str):
@@ -122,15 +122,17 @@ def read_marker(path: Path) -> None:
         raise InputError(f"{path}: image layout version {version[:40]!r} is unknown", code="layout_version")
 
 
-def _read_plain(path: Path, missing: str) -> bytes:
+def _read_plain(path: Path, missing: str, invalid: str) -> bytes:
     """Read a small regular file that must not be a symbolic link."""
     try:
-        present = stat.S_ISREG(path.lstat().st_mode)
+        status = path.lstat()
     except OSError:
-        present = False
-    if not present:
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         hint = "an OCI image layout holds oci-layout, index.json and blobs/"
         raise InputError(f"{path.parent}: there is no file {path.name}", code=missing, hint=hint)
+    if status.st_size > MAX_DOCUMENT:
+        raise InputError(f"{path}: more than {MAX_DOCUMENT} bytes", code=invalid)
     return read_file(path, limit=MAX_DOCUMENT)
 
 
@@ -140,7 +142,7 @@ def read_index(path: Path) -> tuple[Index, bytes]:
     Raises:
         InputError: `index_missing`, `index_invalid`, or an error of a descriptor.
     """
-    data = _read_plain(path / "index.json", "index_missing")
+    data = _read_plain(path / "index.json", "index_missing", "index_invalid")
     return parse_index(data, what=f"{path}: index.json"), data
 
 

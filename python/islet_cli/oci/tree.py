@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass, field, replace
@@ -152,9 +153,11 @@ def _entry(host: Path, path: str, status: os.stat_result, tree: Tree) -> Entry |
 def _capability(host: Path) -> bytes | None:
     try:
         return os.getxattr(host, "security.capability", follow_symlinks=False)
-    except OSError:
-        # ENODATA: it has none; ENOTSUP: its file system knows none.
-        return None
+    except OSError as error:
+        # It has none, or its file system knows none.
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise
 
 
 def require_unchanged(entry: Entry, size: int) -> None:

@@ -1,4 +1,7 @@
-"""Signing an image of a layout, so that a crash at any point leaves the old or the new image complete."""
+"""Signing an image of a layout, so that a crash at any point leaves the old or the new image complete.
+
+Source: Islet's `ir-sign`, sub-command `sign-image`.
+"""
 
 from __future__ import annotations
 
