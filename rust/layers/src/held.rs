@@ -77,8 +77,11 @@ pub fn find_held(root: &mut Root, path: &[u8], wanted: Identity) -> Result<Optio
             .map_err(|error| Error::io(shown(path), error))?
     } else {
         let (parent, name) = split(path);
-        let Ok(Some(parent)) = root.find(parent, Missing::Report) else {
-            return Ok(None);
+        let parent = match root.find(parent, Missing::Report) {
+            Ok(Some(parent)) => parent,
+            // A later entry put something else in the way.
+            Ok(None) | Err(Error::Refused { .. }) => return Ok(None),
+            Err(error) => return Err(error),
         };
         match openat(&*parent, name, DIRECTORY, Mode::empty()) {
             Ok(directory) => directory,
