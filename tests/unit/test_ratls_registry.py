@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import ssl
 import threading
@@ -213,6 +214,64 @@ def test_plain_http_at_a_tls_port_and_the_other_way_round(server: RegistryServer
     with setting.serving("none") as plain, pytest.raises(IsletError) as refused:
         fetch(plain, setting.tls())
     assert refused.value.code == "tls_protocol"
+
+
+def test_handshakes_are_appraised_side_by_side(setting: Setting, tmp_path: Path) -> None:
+    """More appraisals than threads wait for one another: none of them may hold up the rest."""
+    together = threading.Barrier(6, timeout=20)
+
+    def appraise(_token: bytes, _nonce: bytes, _spki: bytes) -> str:
+        together.wait()
+        return "{}"
+
+    server = _native.ratls.Server(
+        "127.0.0.1:0",
+        "ra-tls",
+        backend=tmp_path / "absent.sock",
+        store=setting.store,
+        record=lambda *_: None,
+        certificate=(setting.directory / "server.crt").read_bytes(),
+        key=(setting.directory / "server.key").read_bytes(),
+        appraise=appraise,
+    )
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        client = _native.ratls.Client((setting.directory / "ca.crt").read_bytes(), lambda challenge: challenge)
+        host, _, port = server.address.rpartition(":")
+        stream = client.connect(host, int(port), 5.0, 20.0)
+        stream.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers.append(stream.recv(12))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.stop()
+    # There is no backend: that is said, too.
+    assert answers == [b"HTTP/1.1 502"] * 6
+
+
+def test_a_signal_ends_a_blocked_handshake(setting: Setting) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise StopError
+
+    client = _native.ratls.Client((setting.directory / "ca.crt").read_bytes(), setting.platform.token)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(StopError):
+                client.connect("127.0.0.1", silent.getsockname()[1], 5.0, 30.0)
+            with pytest.raises(TimeoutError):
+                client.connect("127.0.0.1", silent.getsockname()[1], 5.0, 0.3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_exporter_is_there(server: RegistryServer, setting: Setting) -> None:

@@ -310,7 +310,7 @@ impl ResolvesClientCert for Forger {
         )];
         let certificate = params.self_signed(&self.shown).unwrap().der().clone();
         let key = PrivateKeyDer::Pkcs8(self.used.serialize_der().into());
-        let signing = rustls::crypto::ring::sign::any_ecdsa_type(&key).unwrap();
+        let signing = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
         Some(Arc::new(CertifiedKey::new(vec![certificate], signing)))
     }
 
@@ -339,6 +339,24 @@ fn an_attested_client_is_served_and_named() {
         "{answer}"
     );
     assert!(answer.contains("x-islet-peer: 127.0.0.1:"), "{answer}");
+    assert_eq!(fixture.events.codes(1), ["admitted"]);
+}
+
+/// Upstream's clients have RSA keys and end up with RSA-PSS.
+#[test]
+fn an_rsa_client_is_served() {
+    let fixture = start(Limits::default());
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fixtures/vectors/attestation/ratls_test_key.pem"
+    );
+    let der = PrivateKeyDer::from_pem_file(file).unwrap();
+    let key = || KeyPair::try_from(&der).unwrap();
+    let (connection, result) = fixture.raw(fixture.raw_config(Arc::new(Forger {
+        shown: key(),
+        used: key(),
+    })));
+    assert!(result.is_ok() && !connection.is_handshaking(), "{result:?}");
     assert_eq!(fixture.events.codes(1), ["admitted"]);
 }
 
