@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def _parse_entries(array: bytes, header: _Header) -> list[Entry]:
     return out
 
 
-def parse_table(read: ReadAt, total_sectors: int) -> list[Entry]:
+def parse_table(read: Callable[[int, int], bytes], total_sectors: int) -> list[Entry]:
     """Read a GUID partition table, from its backup when the primary one is damaged.
 
     Args:
