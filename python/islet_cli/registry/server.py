@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 
@@ -28,9 +28,6 @@ from islet_cli.registry.app import RegistryApp
 from islet_cli.registry.catalogue import Catalogue
 from islet_cli.registry.client.address import Mode
 from islet_cli.registry.log import AccessLog
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +82,12 @@ class RegistryServer:
 
 
 @contextlib.contextmanager
-def running(
-    options: ServeOptions, runtime_dir: Path | None = None, *, app: ASGIApp | None = None
-) -> Iterator[RegistryServer]:
+def running(options: ServeOptions, runtime_dir: Path | None = None) -> Iterator[RegistryServer]:
     """Serve on threads of their own for the length of the block; the address is bound when it begins.
 
     Args:
         options: See `ServeOptions`.
         runtime_dir: Private directory for the backend's socket; the default is a new temporary one.
-        app: Another application behind the same listener, as the demonstration of a hostile registry needs.
 
     Raises:
         UnavailableError: `port-busy`.
@@ -104,7 +98,7 @@ def running(
     access = AccessLog(options.access_log)
     with contextlib.ExitStack() as stack:
         socket_path = stack.enter_context(_socket_path(runtime_dir))
-        backend = stack.enter_context(_backend(app or RegistryApp(catalogue), socket_path))
+        backend = stack.enter_context(_backend(RegistryApp(catalogue), socket_path))
         listener = _listen(options, backend, catalogue.root, access, admission)
         stack.callback(listener.stop)
         threading.Thread(target=_preload, args=(catalogue,), name="preload", daemon=True).start()
@@ -161,7 +155,7 @@ def _sweep(runtime_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _backend(app: ASGIApp, path: Path) -> Iterator[Path]:
+def _backend(app: RegistryApp, path: Path) -> Iterator[Path]:
     """Run the ASGI application on a Unix socket (0600, in a 0700 directory)."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

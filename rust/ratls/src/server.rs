@@ -240,7 +240,12 @@ async fn serve(
                 }
                 http(stream, peer, identity.as_deref(), &shared).await;
             }
-            Err(refusal) => report(&shared, peer, Event::Refused(refusal)),
+            Err(failed) => {
+                report(&shared, peer, Event::Refused(failed.refusal));
+                if let Some(socket) = failed.socket {
+                    linger(socket).await;
+                }
+            }
         },
     }
 }
@@ -251,42 +256,62 @@ fn report(shared: &Shared, peer: SocketAddr, event: Event) {
     tokio::task::spawn_blocking(move || recorder.record(peer, &event));
 }
 
+/// A handshake that came to nothing, with the socket while it is still open.
+struct Failed {
+    refusal: Refusal,
+    socket: Option<TcpStream>,
+}
+
+impl Failed {
+    fn new(code: &str, message: String) -> Self {
+        let refusal = Refusal {
+            code: code.into(),
+            message,
+        };
+        Self {
+            refusal,
+            socket: None,
+        }
+    }
+}
+
 async fn shake_hands(
     socket: TcpStream,
     shared: &Shared,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Option<String>), Refusal> {
-    let (config, verifier) = configure(shared).map_err(|error| Refusal {
-        code: "internal".into(),
-        message: error.to_string(),
-    })?;
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Option<String>), Failed> {
+    let (config, verifier) =
+        configure(shared).map_err(|error| Failed::new("internal", error.to_string()))?;
+    let limit = shared.limits.handshake;
     let handshake = TlsAcceptor::from(Arc::new(config))
         .accept(socket)
         .into_fallible();
-    let finished = timeout(shared.limits.handshake, handshake)
-        .await
-        .map_err(|_| Refusal {
-            code: "handshake-timeout".into(),
-            message: format!(
-                "no complete handshake within {} s",
-                shared.limits.handshake.as_secs_f64()
-            ),
-        })?;
-    match (finished, verifier.map(|verifier| verifier.result())) {
+    let finished = timeout(limit, handshake).await.map_err(|_| {
+        let seconds = limit.as_secs_f64();
+        Failed::new(
+            "handshake-timeout",
+            format!("no complete handshake within {seconds} s"),
+        )
+    })?;
+    let appraised = verifier.map(|verifier| verifier.result());
+    match (finished, appraised) {
         (Ok(stream), None) => Ok((stream, None)),
         (Ok(stream), Some(Some(Ok(identity)))) => Ok((stream, Some(identity))),
-        (Ok(_), Some(None)) => Err(Refusal {
-            code: "no-certificate".into(),
-            message: "the handshake ended without evidence".into(),
+        (Ok(_), Some(None)) => Err(Failed::new(
+            "no-certificate",
+            "the handshake ended without evidence".into(),
+        )),
+        (Ok(_), Some(Some(Err(refusal)))) => Err(Failed {
+            refusal,
+            socket: None,
         }),
-        (Ok(_), Some(Some(Err(refusal)))) => Err(refusal),
-        (Err((_, socket)), Some(Some(Err(refusal)))) => {
-            linger(socket).await;
-            Err(refusal)
-        }
-        (Err((error, socket)), _) => {
-            linger(socket).await;
-            Err(protocol_refusal(&error))
-        }
+        (Err((_, socket)), Some(Some(Err(refusal)))) => Err(Failed {
+            refusal,
+            socket: Some(socket),
+        }),
+        (Err((error, socket)), _) => Err(Failed {
+            refusal: protocol_refusal(&error),
+            socket: Some(socket),
+        }),
     }
 }
 
