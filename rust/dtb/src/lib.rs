@@ -3,17 +3,19 @@
 //! [`fdt`] writes a blob exactly as libfdt's sequential-write interface does (followed by
 //! `fdt_open_into` and `fdt_pack`), including the string table that grows downwards and the stale
 //! bytes that packing leaves behind. [`kvmtool`] is the tree of a kvmtool realm as a pure function
-//! of a [`kvmtool::Machine`]. Nothing here touches files.
+//! of a [`kvmtool::Machine`]. [`read`] reads any blob back for reports. Nothing here touches files.
 //!
 //! | threat | answer | test |
 //! | --- | --- | --- |
 //! | a tree that does not fit its area is cut silently | [`Error::TooLarge`] | `fdt::tests::a_tree_that_does_not_fit_is_refused` |
+//! | a VMM's blob has offsets that lead outside it | every access checked, [`read::MAX_DEPTH`] | `read::tests::damage_never_panics` |
 //! | addresses wrap for absurd vCPU counts | [`Error::RedistributorSpace`] | `kvmtool::tests::absurd_vcpu_counts_are_refused` |
 
 #![forbid(unsafe_code)]
 
 pub mod fdt;
 pub mod kvmtool;
+pub mod read;
 
 /// Why there is no device tree for a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
