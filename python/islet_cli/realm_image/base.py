@@ -23,7 +23,7 @@ from islet_cli.realm_image.debfile import Packed, members
 from islet_cli.realm_image.interpreter import unpacked
 from islet_cli.realm_image.islet_files import SiteFiles, glibc_version, require_loadable
 from islet_cli.realm_image.lock import RealmLock
-from islet_cli.realm_image.modules import ModuleSet, builtin_names, select
+from islet_cli.realm_image.modules import ModuleSet, builtin_names, select, unsigned
 from islet_cli.realm_image.packages import PackageStore
 
 # Higher levels save a tenth of the size and cost many times the time; the realm unpacks all of them equally fast.
@@ -111,7 +111,7 @@ def _kernel_of(files: Mapping[str, Packed], arch: Arch) -> tuple[bytes, ModuleSe
     images = [member.data for path, member in sorted(files.items()) if path.startswith("boot/vmlinu")]
     if len(images) != 1:
         raise InputError("the lock's packages hold no kernel", code="no-kernel", hint="renew it with --update-lock")
-    available = {path: member.data for path, member in files.items() if _is_module(path)}
+    available = {path: unsigned(member.data) for path, member in files.items() if _is_module(path)}
     lists = [member.data.decode() for path, member in files.items() if path.endswith("/modules.builtin")]
     return images[0], select(available, builtin=builtin_names("\n".join(lists)), arch=arch)
 

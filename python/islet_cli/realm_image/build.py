@@ -90,6 +90,8 @@ def build(
     output = make_private_directory(workspace.realm_dir(manifest.name))
     with exclusive_lock(workspace.cache_dir / "build.lock"):
         store = _store(workspace, arch, package_cache)
+        if not manifest.lock_path.exists():
+            _require_space(workspace.cache_dir)
         lock = _locked(manifest.lock_path, store, site, arch, given, update_lock)
         signer = metadata_signer(workspace) if manifest.launch.metadata else None
         own = _own_archive(workspace, manifest, lock, signer, extra_files or {})
