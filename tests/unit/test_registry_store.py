@@ -104,6 +104,7 @@ def test_a_failure_midway_leaves_the_old_state(tmp_path: Path, monkeypatch: pyte
     root = tmp_path / "store"
     store.add(root, write_layout(tmp_path / "first", {"v1": ONE}))
     before = (root / "app" / "index.json").read_bytes()
+    blobs = sorted((root / "app").glob("blobs/*/*"))
 
     def broken(*_: object) -> None:
         raise RuntimeError("killed")
@@ -112,6 +113,7 @@ def test_a_failure_midway_leaves_the_old_state(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RuntimeError):
         store.add(root, write_layout(tmp_path / "second", {"v1": TWO}))
     assert (root / "app" / "index.json").read_bytes() == before
+    assert sorted((root / "app").glob("blobs/*/*")) == blobs
     assert set(layouts.load(root / "app").tags) == {"v1"}
     with pytest.raises(RuntimeError):
         store.add(root, write_layout(tmp_path / "third", {"v1": image(b"x", label="fresh")}))

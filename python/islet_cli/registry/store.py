@@ -20,7 +20,7 @@ from islet_cli.fsutil import exclusive_lock, fsync_directory, os_error, write_at
 from islet_cli.oci import blobs, jsonform
 from islet_cli.oci.descriptor import ANNOTATION_REF_NAME, LABEL_APPLICATION, MEDIA_INDEX, Descriptor
 from islet_cli.oci.documents import parse_config, parse_index
-from islet_cli.oci.layout import Layout, is_layout, load, unknown_reference
+from islet_cli.oci.layout import Layout, is_layout, load, read_index, unknown_reference
 from islet_cli.oci.names import is_repository
 from islet_cli.progress import Report, silent
 from islet_cli.registry.catalogue import Catalogue, describe, require_sound
@@ -228,10 +228,18 @@ def _merge(
     layout: Layout, goal: Path, chosen: dict[str, Descriptor], wanted: dict[Any, Descriptor], report: Report
 ) -> None:
     there = load(goal)
-    _copy(layout, goal, {digest: item for digest, item in wanted.items() if digest not in there.blobs}, report)
-    kept = [item for item in there.index.manifests if item.annotations.get(ANNOTATION_REF_NAME) not in chosen]
-    added = [_tagged(descriptor, tag) for tag, descriptor in chosen.items()]
-    _write_index(goal, there.index.raw, [*kept, *added])
+    missing = {digest: item for digest, item in wanted.items() if not blobs.blob_path(goal, digest).exists()}
+    try:
+        # What lies there unreferenced (of a removed tag perhaps) is written anew: its bytes may be wrong.
+        _copy(layout, goal, {digest: item for digest, item in wanted.items() if digest not in there.blobs}, report)
+        kept = [item for item in there.index.manifests if item.annotations.get(ANNOTATION_REF_NAME) not in chosen]
+        added = [_tagged(descriptor, tag) for tag, descriptor in chosen.items()]
+        _write_index(goal, there.index.raw, [*kept, *added])
+    except BaseException:
+        if read_index(goal)[0].raw == there.index.raw:
+            for digest in missing:
+                blobs.blob_path(goal, digest).unlink(missing_ok=True)
+        raise
 
 
 def _tagged(descriptor: Descriptor, tag: str) -> Descriptor:
