@@ -45,8 +45,10 @@ class Launch(Protocol):
     @property
     def clock_frequency(self) -> int: ...
 
-def measure(launch: Launch) -> tuple[bytes, bytes, list[tuple[str, int, int, bool]]]:
+def measure(launch: Launch, *, threads: int | None = None) -> tuple[bytes, bytes, list[tuple[str, int, int, bool]]]:
     """Return the RIM, the 65536 bytes of the device-tree area, and the regions (kind, start, size, measured).
+
+    `threads` threads hash, 1 or more; None for one per processor.
 
     Raises:
         InputError: A file is missing or unreadable, or something does not fit.

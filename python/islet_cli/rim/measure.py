@@ -85,20 +85,23 @@ class Measurement:
         }
 
 
-def measure_arguments(arguments: Sequence[str], *, cwd: Path | None = None, profile: str | None = None) -> Measurement:
+def measure_arguments(
+    arguments: Sequence[str], *, cwd: Path | None = None, profile: str | None = None, threads: int | None = None
+) -> Measurement:
     """Measure the launch that `lkvm run ARGUMENTS` would make.
 
     Args:
         arguments: The arguments after `lkvm run`.
         cwd: Where relative file names start; the working directory when None.
         profile: `tf-rmm` or `islet`; None follows `--islet` among the arguments.
+        threads: How many hash, 1 or more; None for one per processor.
 
     Raises:
         InputError: kvmtool would refuse it, its RIM would depend on the host, or a file is missing.
     """
     machine = machine_of(arguments, cwd=cwd or Path(), profile=profile)
     try:
-        rim, dtb, regions = _native.rim.measure(machine)
+        rim, dtb, regions = _native.rim.measure(machine, threads=threads)
     except InputError as error:
         error.hint = error.hint or _HINTS.get(error.code)
         raise
@@ -114,13 +117,16 @@ def measure_arguments(arguments: Sequence[str], *, cwd: Path | None = None, prof
     )
 
 
-def measure_plan(plan: LaunchPlan, *, kernel: Path | None = None, initramfs: Path | None = None) -> Measurement:
+def measure_plan(
+    plan: LaunchPlan, *, kernel: Path | None = None, initramfs: Path | None = None, threads: int | None = None
+) -> Measurement:
     """Measure a launch plan: the same as its command line, with the files where they are now.
 
     Args:
         plan: The launch. Its digests are not checked here.
         kernel: Read the kernel from here (for example /proc/self/fd/N) instead of `plan.kernel`.
         initramfs: Likewise for the initramfs.
+        threads: How many hash, 1 or more; None for one per processor.
 
     Raises:
         InputError: A file is missing or does not fit.
@@ -132,4 +138,4 @@ def measure_plan(plan: LaunchPlan, *, kernel: Path | None = None, initramfs: Pat
         initramfs=os.fspath(initramfs or plan.initramfs),
         personalization="0" * 128,
     )
-    return measure_arguments(lkvm_arguments(plan))
+    return measure_arguments(lkvm_arguments(plan), threads=threads)

@@ -1,5 +1,6 @@
 //! Bindings of `islet-rim`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use islet_dtb::kvmtool::{IrqChip, Machine, Transport};
@@ -124,15 +125,17 @@ fn transport(name: &str) -> PyResult<Transport> {
 /// `(kind, start, size, measured)` of one region.
 type RegionTuple = (&'static str, u64, u64, bool);
 
-/// Measure a launch; returns the RIM, the device-tree area and the regions.
+/// Measure a launch with `threads` threads (None: all processors); returns the RIM, the device-tree area and the regions.
 #[pyfunction]
+#[pyo3(signature = (launch, *, threads=None))]
 fn measure(
     py: Python<'_>,
     launch: Arguments,
+    threads: Option<NonZeroUsize>,
 ) -> PyResult<(Py<PyBytes>, Py<PyBytes>, Vec<RegionTuple>)> {
     let launch = launch.launch()?;
     let measurement = py
-        .detach(|| launch::measure(&launch))
+        .detach(|| launch::measure(&launch, threads, &mut ()))
         .map_err(|error| raise(py, Family::Input, error.code(), &error.to_string()))?;
     let regions = measurement
         .regions

@@ -1,17 +1,16 @@
 //! A kvmtool launch, measured in the order in which kvmtool makes the RMI calls.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use islet_dtb::kvmtool::Machine;
 
 use crate::layout::{ImageHeader, Layout, Ram, HEADER_SIZE};
-use crate::payload::{GuestMemory, Payload};
-use crate::rmm::{RealmParams, Rim};
-use crate::{Error, GRANULE_SIZE};
-
-const PAGE: usize = GRANULE_SIZE as usize;
-/// Memory is read in pieces of this size.
-const CHUNK: usize = 64 * PAGE;
+use crate::observer::Observer;
+use crate::payload::Payload;
+use crate::recorder::Recorder;
+use crate::rmm::{rec_page, RealmParams};
+use crate::Error;
 
 /// What the first vCPU starts in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,11 +101,15 @@ pub struct Measurement {
     pub regions: Vec<Region>,
 }
 
-/// Measure a launch.
+/// Measure a launch with `threads` threads (None: one per processor) and tell `observer` of every step.
 ///
 /// # Errors
 /// Any [`Error`]: a launch that kvmtool would refuse, or files that cannot be read.
-pub fn measure(launch: &Launch) -> Result<Measurement, Error> {
+pub fn measure(
+    launch: &Launch,
+    threads: Option<NonZeroUsize>,
+    observer: &mut dyn Observer,
+) -> Result<Measurement, Error> {
     let ram = Ram::new(launch.machine.ram_base, launch.machine.ram_size)?;
     let opened = Opened::open(&launch.boot)?;
     let layout = opened.layout(&ram, &launch.boot)?;
@@ -116,32 +119,27 @@ pub fn measure(launch: &Launch) -> Result<Measurement, Error> {
         .map(|(start, file)| start..start + file.size());
     let device_tree = launch.machine.device_tree(initrd)?.area();
 
-    let mut steps = Steps {
-        rim: Rim::create(&launch.params)?,
-        memory: GuestMemory::default(),
-        regions: Vec::new(),
-    };
+    let mut recorder = Recorder::create(&launch.params, threads, observer)?;
     let kind = if matches!(launch.boot, Boot::Kernel { .. }) {
         RegionKind::Kernel
     } else {
         RegionKind::Firmware
     };
-    let file_end = steps.file(kind, layout.entry, opened.main)?;
-    steps.zeroed(file_end, layout.entry.saturating_add(layout.memory_size));
+    let file_end = recorder.file(kind, layout.entry, opened.main)?;
+    recorder.zeroed(file_end, layout.entry.saturating_add(layout.memory_size));
     if let (Some(start), Some(file)) = (layout.initrd, opened.initrd) {
-        steps.file(RegionKind::Initrd, start, file)?;
+        recorder.file(RegionKind::Initrd, start, file)?;
     }
-    steps.area(layout.device_tree, &device_tree);
-    steps
-        .rim
-        .extend_rec(Some((layout.entry, layout.device_tree)));
-    for _ in 1..launch.machine.vcpus() {
-        steps.rim.extend_rec(None);
+    recorder.area(RegionKind::DeviceTree, layout.device_tree, &device_tree);
+    recorder.rec(0, &rec_page(Some((layout.entry, layout.device_tree))));
+    for index in 1..launch.machine.vcpus() {
+        recorder.rec(index, &rec_page(None));
     }
+    let (rim, regions) = recorder.finish();
     Ok(Measurement {
-        rim: steps.rim.value().to_vec(),
+        rim,
         device_tree,
-        regions: steps.regions,
+        regions,
     })
 }
 
@@ -185,75 +183,10 @@ impl Opened {
     }
 }
 
-/// The measurement in progress.
-struct Steps {
-    rim: Rim,
-    memory: GuestMemory,
-    regions: Vec<Region>,
-}
-
-impl Steps {
-    /// Load a file and measure the pages that it touches, with all that is in memory by then.
-    /// Returns the end of the last page.
-    fn file(&mut self, kind: RegionKind, address: u64, payload: Payload) -> Result<u64, Error> {
-        let start = address - address % GRANULE_SIZE;
-        let end = (address + payload.size()).next_multiple_of(GRANULE_SIZE);
-        self.memory.load(address, payload);
-        let mut buffer = vec![0; CHUNK];
-        let mut position = start;
-        while position < end {
-            let piece = &mut buffer
-                [..usize::try_from(end - position).map_or(CHUNK, |left| left.min(CHUNK))];
-            self.memory.read(position, piece)?;
-            self.granules(position, piece);
-            position += piece.len() as u64;
-        }
-        self.regions.push(Region {
-            kind,
-            start,
-            size: end - start,
-        });
-        Ok(end)
-    }
-
-    /// Give the pages up to `end` their state, one by one.
-    fn zeroed(&mut self, start: u64, end: u64) {
-        let Some(end) = end
-            .checked_next_multiple_of(GRANULE_SIZE)
-            .filter(|end| *end > start)
-        else {
-            return;
-        };
-        for base in (start..end).step_by(PAGE) {
-            self.rim.extend_ripas(base, base + GRANULE_SIZE);
-        }
-        self.regions.push(Region {
-            kind: RegionKind::Bss,
-            start,
-            size: end - start,
-        });
-    }
-
-    fn area(&mut self, start: u64, content: &[u8]) {
-        self.granules(start, content);
-        self.regions.push(Region {
-            kind: RegionKind::DeviceTree,
-            start,
-            size: content.len() as u64,
-        });
-    }
-
-    /// `content` is a multiple of a page, and so is `start`.
-    fn granules(&mut self, start: u64, content: &[u8]) {
-        for (granule, ipa) in content.chunks_exact(PAGE).zip((start..).step_by(PAGE)) {
-            self.rim.extend_data(ipa, granule);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observer::{Operation, Step};
     use crate::rmm::{HashAlgorithm, Profile};
     use islet_dtb::kvmtool::IrqChip;
     use std::path::Path;
@@ -311,10 +244,36 @@ mod tests {
         }
     }
 
+    fn measured(launch: &Launch) -> Result<Measurement, Error> {
+        measure(launch, None, &mut ())
+    }
+
+    #[test]
+    fn an_observer_sees_every_step() {
+        let files = Files::new("observer");
+        let mut steps = Vec::new();
+        let mut observer = |step: &Step<'_>| {
+            let name = match step.operation {
+                Operation::Create => "create",
+                Operation::Data { region, .. } => region.name(),
+                Operation::Ripas { .. } => "ripas",
+                Operation::Rec { .. } => "rec",
+            };
+            steps.push((name, step.rim.to_vec()));
+        };
+        let measurement = measure(&files.launch(), None, &mut observer).unwrap();
+        let names: Vec<_> = steps.iter().map(|(name, _)| *name).collect();
+        let mut expected = vec!["create", "kernel", "initrd", "initrd"];
+        expected.extend(["dtb"; 16]);
+        expected.push("rec");
+        assert_eq!(names, expected);
+        assert_eq!(steps.last().unwrap().1, measurement.rim);
+    }
+
     #[test]
     fn regions_stand_in_the_order_of_measurement() {
         let files = Files::new("regions");
-        let measurement = measure(&files.launch()).unwrap();
+        let measurement = measured(&files.launch()).unwrap();
         let shown: Vec<_> = measurement
             .regions
             .iter()
@@ -333,7 +292,7 @@ mod tests {
     #[test]
     fn every_input_counts() {
         let files = Files::new("inputs");
-        let baseline = measure(&files.launch()).unwrap().rim;
+        let baseline = measured(&files.launch()).unwrap().rim;
         let mut cpus = files.launch();
         cpus.machine.cpus = 2;
         let mut profile = files.launch();
@@ -341,14 +300,14 @@ mod tests {
         let mut algorithm = files.launch();
         algorithm.params.algorithm = HashAlgorithm::Sha512;
         for changed in [cpus, profile, algorithm] {
-            assert_ne!(measure(&changed).unwrap().rim, baseline);
+            assert_ne!(measured(&changed).unwrap().rim, baseline);
         }
         std::fs::write(
             files.0.join("initrd"),
             [[8; 4999].as_slice(), &[9]].concat(),
         )
         .unwrap();
-        assert_ne!(measure(&files.launch()).unwrap().rim, baseline);
+        assert_ne!(measured(&files.launch()).unwrap().rim, baseline);
     }
 
     #[test]
@@ -356,7 +315,7 @@ mod tests {
         let files = Files::new("firmware");
         let firmware = |path: &Path, address| {
             let path = path.to_owned();
-            measure(&launch_of(Boot::Firmware { path, address }))
+            measured(&launch_of(Boot::Firmware { path, address }))
         };
         let measurement = firmware(&files.0.join("kernel"), 0).unwrap();
         assert_eq!(measurement.regions[0].kind, RegionKind::Firmware);

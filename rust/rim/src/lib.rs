@@ -3,6 +3,7 @@
 //! * [`rmm`]: the monitor's side: realm parameters, descriptors, the running measurement.
 //! * [`layout`]: the VMM's side: where kernel, initrd and device tree stand in RAM.
 //! * [`payload`]: bounded reads of the measured files; no file is ever held in memory.
+//! * [`recorder`]: extends the RIM region by region, and tells an [`observer`] of every step.
 //! * [`launch`]: the two together, step by step in the order in which kvmtool launches a realm.
 //!
 //! | threat | answer | test |
@@ -17,7 +18,9 @@ use std::path::{Path, PathBuf};
 
 pub mod launch;
 pub mod layout;
+pub mod observer;
 pub mod payload;
+pub mod recorder;
 pub mod rmm;
 
 /// Size of a granule, and of a page.

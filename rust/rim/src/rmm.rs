@@ -16,7 +16,7 @@ const TYPE_DATA: u8 = 0;
 const TYPE_REC: u8 = 1;
 const TYPE_RIPAS: u8 = 2;
 /// The content of a DATA granule is measured.
-const FLAG_MEASURED: u64 = 1;
+pub const FLAG_MEASURED: u64 = 1;
 /// The vCPU may run from the start.
 const FLAG_RUNNABLE: u64 = 1;
 
@@ -141,13 +141,12 @@ impl Rim {
         })
     }
 
-    /// RMI_DATA_CREATE of one measured granule of 4096 bytes.
-    pub fn extend_data(&mut self, ipa: u64, granule: &[u8]) {
-        let content = self.algorithm.digest(granule);
+    /// RMI_DATA_CREATE of one measured granule of 4096 bytes, whose digest is `content`.
+    pub fn extend_data(&mut self, ipa: u64, content: &[u8; FIELD_SIZE]) {
         let mut descriptor = self.descriptor(TYPE_DATA);
         put(&mut descriptor, 0x50, &ipa.to_le_bytes());
         put(&mut descriptor, 0x58, &FLAG_MEASURED.to_le_bytes());
-        put(&mut descriptor, 0x60, &content);
+        put(&mut descriptor, 0x60, content);
         self.replace(&descriptor);
     }
 
@@ -159,18 +158,17 @@ impl Rim {
         self.replace(&descriptor);
     }
 
-    /// RMI_REC_CREATE of a vCPU that is runnable with `pc` and `x0`, or of one that waits for PSCI (None).
-    pub fn extend_rec(&mut self, start: Option<(u64, u64)>) {
-        let mut page = [0; PAGE];
-        if let Some((pc, x0)) = start {
-            put(&mut page, 0x000, &FLAG_RUNNABLE.to_le_bytes());
-            put(&mut page, 0x200, &pc.to_le_bytes());
-            put(&mut page, 0x300, &x0.to_le_bytes());
-        }
-        let content = self.algorithm.digest(&page);
+    /// RMI_REC_CREATE of the vCPU whose measured parameters (see [`rec_page`]) have the digest `content`.
+    pub fn extend_rec(&mut self, content: &[u8; FIELD_SIZE]) {
         let mut descriptor = self.descriptor(TYPE_REC);
-        put(&mut descriptor, 0x50, &content);
+        put(&mut descriptor, 0x50, content);
         self.replace(&descriptor);
+    }
+
+    /// The realm's hash function.
+    #[must_use]
+    pub fn algorithm(&self) -> HashAlgorithm {
+        self.algorithm
     }
 
     /// The measurement as it is now: 32 or 64 bytes.
@@ -194,6 +192,18 @@ impl Rim {
     fn replace(&mut self, descriptor: &[u8; DESCRIPTOR_SIZE]) {
         self.value = self.algorithm.digest(descriptor);
     }
+}
+
+/// The measured page of RmiRecParams of a vCPU that is runnable with `(pc, x0)`, or of one that waits for PSCI.
+#[must_use]
+pub fn rec_page(start: Option<(u64, u64)>) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    if let Some((pc, x0)) = start {
+        put(&mut page, 0x000, &FLAG_RUNNABLE.to_le_bytes());
+        put(&mut page, 0x200, &pc.to_le_bytes());
+        put(&mut page, 0x300, &x0.to_le_bytes());
+    }
+    page
 }
 
 fn put(target: &mut [u8], offset: usize, bytes: &[u8]) {
