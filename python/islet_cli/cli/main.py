@@ -66,7 +66,14 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=True, no_args_is_help=True, rich_markup_mode=None)
+# Typer's own tracebacks would print local variables, and those may hold secrets.
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 def _version(value: bool) -> None:
@@ -121,7 +128,9 @@ def _other(error: Exception, debug: bool) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         print(f"error: {error.format_message()}", file=sys.stderr)
         context = getattr(error, "ctx", None)
-        if context is not None:
+        if error.format_message().endswith("is not readable."):
+            print("hint: check the owner and mode of that file", file=sys.stderr)
+        elif context is not None:
             print(f"hint: see {context.command_path} --help", file=sys.stderr)
         return 2
     if debug:

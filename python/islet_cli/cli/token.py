@@ -101,17 +101,17 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Verify a token: signatures, platform key, freshness, measurements."""
+    from islet_cli.attestation.errors import TokenError
     from islet_cli.attestation.verify import EMULATED_WARNING, verify_token
 
     found = workspace_if_any(workspace)
     expected = _challenge(challenge, host_challenge)
-    verdict = verify_token(
-        _read(file),
-        cpaks=_cpaks(cpak or [], found),
-        challenge=expected,
-        references=_references(reference or [], found),
-        allow_emulated=allow_emulated or (found is not None and found.settings.registry.allow_emulated),
-    )
+    token, pins, documents = _read(file), _cpaks(cpak or [], found), _references(reference or [], found)
+    emulated = allow_emulated or (found is not None and found.settings.registry.allow_emulated)
+    try:
+        verdict = verify_token(token, cpaks=pins, challenge=expected, references=documents, allow_emulated=emulated)
+    except TokenError as error:
+        raise TokenError(f"{file}: {error.message}", code=error.code, hint=error.hint) from error
     if expected is None:
         note("note: freshness was not checked; pass --challenge or --host-challenge")
     value = verdict.to_json()

@@ -53,6 +53,18 @@ def extract(archive: Path, destination: Path, *, report: Report = silent) -> Non
         InputError: `path_escape`, `name_invalid`, `layout_invalid`, `tar_malformed` and its like,
             `decompress_error`, `limit_exceeded`.
     """
+    try:
+        _extract(archive, destination, report)
+    except InputError as error:
+        if not error.code.startswith("tar_"):
+            raise
+        # The tar reader knows its stream only, not the file that it comes from.
+        problem = error.message.removeprefix("archive: ")
+        hint = "expected an OCI layout directory, or its tar archive (plain, gzip or zstd)"
+        raise InputError(f"{archive}: not a usable archive: {problem}", code=error.code, hint=hint) from error
+
+
+def _extract(archive: Path, destination: Path, report: Report) -> None:
     entries = total = 0
     written: set[bytes] = set()
     with _pieces(archive, report) as pieces:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from islet_cli import _native
-from islet_cli.errors import InputError, VerificationError
+from islet_cli.errors import InputError, OperationError, VerificationError
 from islet_cli.fsutil import fsync_directory, os_error
 
 Ownership = Literal["auto", "apply", "none"]
@@ -185,6 +185,10 @@ def unpack_to(
         warnings = apply_layers(tree, layers, limits=limits, ownership=ownership, devices=devices, progress=progress)
         tree.replace(directory)
         fsync_directory(parent)
+    except OperationError as error:
+        if error.code == "disk-full":
+            error.hint = f"free some space for {directory} and try again"
+        raise
     except OSError as error:
         raise os_error(error, directory) from error
     finally:

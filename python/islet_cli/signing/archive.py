@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from islet_cli.fsutil import os_error
 from islet_cli.oci import layout as layouts
 from islet_cli.oci.archive import extract, staged
 from islet_cli.oci.reference import default_reference
@@ -68,15 +69,21 @@ def sign_copy(
         VerificationError: As `layout.load` and `sign_image` do.
     """
     with staged(destination) as stage:
-        loaded = layouts.load(source)
-        for name in ("oci-layout", "index.json"):
-            shutil.copyfile(source / name, stage / name)
-        for digest in loaded.blobs:
-            target = stage / "blobs" / digest.algorithm / digest.hex
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(loaded.blob_path(digest), target)
+        try:
+            _copy(layouts.load(source), stage)
+        except OSError as error:
+            raise os_error(error, destination) from error
         result = _sign(stage, reference, vendor, application, signature)
     return dataclasses.replace(result, layout=destination)
+
+
+def _copy(source: layouts.Layout, stage: Path) -> None:
+    for name in ("oci-layout", "index.json"):
+        shutil.copyfile(source.path / name, stage / name)
+    for digest in source.blobs:
+        target = stage / "blobs" / digest.algorithm / digest.hex
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.blob_path(digest), target)
 
 
 def _sign(
