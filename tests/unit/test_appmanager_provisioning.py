@@ -69,6 +69,17 @@ def test_a_fresh_volume_is_told_as_fresh_once(realm: Realm) -> None:
     assert json.loads(volume.read_text()) == {"schema": 1, "fresh": False}
 
 
+def test_a_volume_stays_fresh_until_an_application_was_started_on_it(realm: Realm) -> None:
+    realm.publish("one")
+    realm.containers.refuse = True
+    refused(realm, info("one"), code="launch-failed")
+    realm.containers.refuse = False
+    realm.reboot()
+    realm.provision(info("one"))
+    volume = realm.root / "run" / uuid_of("one") / "volume.json"
+    assert json.loads(volume.read_text()) == {"schema": 1, "fresh": True}
+
+
 def test_an_installed_image_is_not_installed_again(realm: Realm) -> None:
     realm.publish("one")
     realm.provision(info("one"))
@@ -234,7 +245,7 @@ def test_rollback_is_refused_even_when_only_the_data_volume_remembers(realm: Rea
     # The host restores a data volume that has seen a later version than its key's.
     data = realm.storage.disk(uuid_of("one/data"))
     assert data.directory is not None
-    (data.directory / "rollback.json").write_text('{"schema":1,"highest_security_version":4}')
+    (data.directory / "rollback.json").write_text('{"schema":1,"highest_security_version":4,"fresh":false}')
     realm.reboot()
     realm.publish("one", security_version=3)
     refused(realm, info("one"), code="rollback_refused")
@@ -247,7 +258,7 @@ def test_damaged_rollback_state_fails_closed(realm: Realm) -> None:
     assert data.directory is not None
     (data.directory / "rollback.json").write_text("{}")
     realm.reboot()
-    refused(realm, info("one"), code="rollback-state")
+    refused(realm, info("one"), code="volume-state")
 
 
 # -- the registry is away -----------------------------------------------------------------------------------

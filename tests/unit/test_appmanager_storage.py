@@ -14,7 +14,7 @@ from islet_cli.appmanager.config import Crypto
 from islet_cli.appmanager.container import identity_files
 from islet_cli.appmanager.partitions import PartitionError, PartitionFinder, parse_table
 from islet_cli.appmanager.record import AREA_SIZE, COPY_SIZE, Record, RecordArea, RecordError, Slot, choose_slot
-from islet_cli.appmanager.volumes import MARKER, DataState, is_fresh, recognise, write_block
+from islet_cli.appmanager.volumes import MARKER, DataState, VolumeState, is_fresh, recognise, write_block
 from islet_cli.errors import InputError, OperationError
 from islet_cli.volumes.disk import SharedDisk
 
@@ -308,14 +308,15 @@ def test_a_failing_tool_is_reported_with_its_last_line(tmp_path: Path) -> None:
         filesystem.make(tmp_path / "none" / "disk", "ext4", "data", MIB, journal=True)
 
 
-def test_the_highest_version_is_kept(tmp_path: Path) -> None:
-    assert volumes.read_highest_version(tmp_path) == 0
-    volumes.write_highest_version(tmp_path, (1 << 64) - 1)
-    assert volumes.read_highest_version(tmp_path) == (1 << 64) - 1
-    for damaged in ("", "[]", '{"highest_security_version":-1}', '{"highest_security_version":"1"}'):
+def test_a_volumes_state_is_kept(tmp_path: Path) -> None:
+    assert volumes.read_state(tmp_path) == VolumeState(0, fresh=True)
+    for state in (VolumeState(0, fresh=True), VolumeState((1 << 64) - 1, fresh=False)):
+        volumes.write_state(tmp_path, state)
+        assert volumes.read_state(tmp_path) == state
+    for damaged in ("", "[]", '{"highest_security_version":-1,"fresh":true}', '{"highest_security_version":1}'):
         (tmp_path / "rollback.json").write_text(damaged)
         with pytest.raises(OperationError):
-            volumes.read_highest_version(tmp_path)
+            volumes.read_state(tmp_path)
 
 
 def test_files_that_every_application_gets(tmp_path: Path) -> None:

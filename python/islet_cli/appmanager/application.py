@@ -28,10 +28,11 @@ from islet_cli.appmanager.volumes import (
     DataVolume,
     ImageVolume,
     Storage,
-    read_highest_version,
-    write_highest_version,
+    VolumeState,
+    read_state,
+    write_state,
 )
-from islet_cli.errors import InternalError, IsletError, OperationError
+from islet_cli.errors import InternalError, IsletError
 from islet_cli.strictjson import loads
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ class Application:
         self._data: DataVolume | None = None
         self._data_root: Path | None = None
         self._highest = 0
-        self._fresh = False
         self._decision: Decision | None = None
         self._supervisor: Supervisor | None = None
 
@@ -138,7 +138,6 @@ class Application:
         finally:
             keys.wipe(key)
         self._cleanup.callback(self._data.close)
-        self._fresh = self._data.state is not DataState.FILE_SYSTEM
 
     def _risk(self, error: DataAtRiskError, material: SealingMaterial) -> str:
         """The reason why data are at risk, as far as it is known."""
@@ -158,7 +157,7 @@ class Application:
         if self._data.state is not DataState.FILE_SYSTEM:
             return
         self._data_root = self._data.prepare()
-        self._highest = max(self._highest, read_highest_version(self._data_root))
+        self._highest = max(self._highest, read_state(self._data_root).highest_security_version)
         refuse_rollback(self.name, self.decision.image.security_version, self._highest)
 
     def install(self, report: Report) -> None:
@@ -181,13 +180,15 @@ class Application:
         lower = self._image.mount_live()
         if self._data_root is None:
             self._data_root = self._data.prepare()
-        write_highest_version(self._data_root, max(self._highest, self.decision.image.security_version))
+        highest = max(self._highest, self.decision.image.security_version)
+        state = VolumeState(highest, read_state(self._data_root).fresh)
+        write_state(self._data_root, state)
         overlay = self._directory / "overlay"
         self._in.storage.mount_overlay(lower, self._data_root, overlay)
         self._cleanup.callback(self._in.storage.unmount, overlay)
-        self._supervisor = self._make_supervisor(lower, overlay)
+        self._supervisor = self._make_supervisor(lower, overlay, state)
 
-    def _make_supervisor(self, lower: Path, root: Path) -> Supervisor:
+    def _make_supervisor(self, lower: Path, root: Path, state: VolumeState) -> Supervisor:
         from islet_cli.appmanager.execconfig import read_user_files, resolve
 
         # Users come from the verified image, not from what the application made of it.
@@ -208,9 +209,16 @@ class Application:
             gid=plan.gid,
             groups=tuple(plan.groups),
             hostname=hostname,
-            binds=tuple(identity_files(self._in.run_dir / self.id, hostname, fresh=self._fresh)),
+            binds=tuple(identity_files(self._in.run_dir / self.id, hostname, fresh=state.fresh)),
         )
-        return Supervisor(spec, plan.stop_signal, self._in.containers)
+        data = self._data_root
+        assert data is not None
+
+        def started() -> None:
+            if state.fresh:
+                write_state(data, VolumeState(state.highest_security_version, fresh=False))
+
+        return Supervisor(spec, plan.stop_signal, self._in.containers, on_start=started)
 
     # -- the end ----------------------------------------------------------------------------------------
 
@@ -228,6 +236,3 @@ class Application:
             # ExitStack runs all callbacks and chains what they raise.
             complain(f"{self.name}: {error}")
         self._image = self._data = self._data_root = None
-
-
-__all__ = ["Application", "OperationError", "Surroundings"]

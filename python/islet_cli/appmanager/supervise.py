@@ -10,6 +10,7 @@ status    NotStarted                            IsRunning           Exited(raw s
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from islet_cli.appmanager.container import Containers, Process, ProcessSpec
 from islet_cli.appmanager.logring import LogRing
@@ -27,6 +28,7 @@ class Supervisor:
         spec: What to run.
         stop_signal: The signal that asks it to end.
         containers: Starts it.
+        on_start: Called after each successful start.
         grace_s: Time between stop signal and kill, in seconds.
     """
 
@@ -36,12 +38,14 @@ class Supervisor:
         stop_signal: int,
         containers: Containers,
         *,
+        on_start: Callable[[], None] = lambda: None,
         grace_s: float = STOP_GRACE_S,
     ) -> None:
         self.log = LogRing()
         self._spec = spec
         self._stop_signal = stop_signal
         self._containers = containers
+        self._on_start = on_start
         self._grace_s = grace_s
         self._lock = threading.Lock()
         self._process: Process | None = None
@@ -62,7 +66,8 @@ class Supervisor:
             except IsletError as error:
                 raise AnswerError("ApplicationLaunchFailed", f"{error.code}: {error.message}") from error
             self._unreported = None
-            return SUCCESS
+        self._on_start()
+        return SUCCESS
 
     def _ended(self, status: int) -> None:
         with self._lock:

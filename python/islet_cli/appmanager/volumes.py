@@ -8,10 +8,10 @@ only when it is fresh or when that was allowed; whatever else does not open is l
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +20,9 @@ from islet_cli import _native, strictjson
 from islet_cli.appmanager import filesystem
 from islet_cli.appmanager.config import Crypto
 from islet_cli.appmanager.devicemapper import Device, DeviceMapper, crypt_target, linear_target
-from islet_cli.appmanager.keys import wipe
 from islet_cli.appmanager.partitions import SECTOR, Partition, PartitionFinder
 from islet_cli.appmanager.record import Record, RecordArea, Slot, choose_slot
-from islet_cli.errors import InputError, IsletError, OperationError
+from islet_cli.errors import IsletError, OperationError
 from islet_cli.fsutil import read_file, write_atomic
 
 FRESH_CHECK = 1 << 20
@@ -263,11 +262,11 @@ class CryptDataVolume:
 
     def prepare(self) -> Path:
         node = self._device.node
-        if self._state is not DataState.FILE_SYSTEM:
+        formatting = self._state is not DataState.FILE_SYSTEM
+        if formatting:
             write_block(node, self._size, MARKER)
             filesystem.make(node, self._fs_type, DATA_LABEL, self._size, journal=self._fs_type != "ext2")
             os.sync()
-            write_block(node, self._size, bytes(MARKER_SIZE))
         superblock = filesystem.read_superblock(node)
         if superblock is None:
             raise OperationError(f"{node}: no file system after formatting", code="storage")
@@ -277,6 +276,11 @@ class CryptDataVolume:
         # Mounting read-write replays the journal after an unclean stop.
         filesystem.mount(node, place, self._fs_type)
         self._cleanup.callback(_native.guest.unmount, place)
+        if formatting:
+            # The marker goes last: a volume without it has a file system and knows that it is fresh.
+            write_state(place, VolumeState())
+            os.sync()
+            write_block(node, self._size, bytes(MARKER_SIZE))
         if superblock.size < self._size // filesystem.BLOCK * filesystem.BLOCK:
             filesystem.grow(place, self._size)
         return place
@@ -286,43 +290,46 @@ class CryptDataVolume:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The highest security version that a data volume has seen
+# What a data volume remembers outside the overlay, out of the application's reach
 
-_ROLLBACK = "rollback.json"
+_STATE = "rollback.json"
 
 
-def read_highest_version(data: Path) -> int:
-    """The number kept outside the overlay; 0 on a new volume.
+@dataclass(frozen=True)
+class VolumeState:
+    """What a data volume remembers.
+
+    Attributes:
+        highest_security_version: The highest of all images that ran on it.
+        fresh: No application was started on it yet. It stays so until one was, however often the realm is
+            stopped before: else a host could wipe a disk, stop the realm after formatting, and have the
+            application take an empty volume for its old one.
+    """
+
+    highest_security_version: int = 0
+    fresh: bool = True
+
+
+def read_state(data: Path) -> VolumeState:
+    """Read the state from the root of a mounted data volume; a volume without one is new.
 
     Raises:
-        OperationError: The file is damaged; starting an image regardless would fail open.
+        OperationError: The file is damaged (`volume-state`); going on regardless would fail open.
     """
-    path = data / _ROLLBACK
+    path = data / _STATE
     if not path.exists():
-        return 0
+        return VolumeState()
     try:
-        value = strictjson.loads(read_file(path, limit=4096), what="rollback.json")
+        value = strictjson.loads(read_file(path, limit=4096), what=_STATE)
     except IsletError as error:
-        raise OperationError(error.message, code="rollback-state") from error
+        raise OperationError(error.message, code="volume-state") from error
     highest = value.get("highest_security_version") if isinstance(value, dict) else None
-    if type(highest) is not int or not 0 <= highest < 1 << 64:
-        raise OperationError("rollback.json: not a security version", code="rollback-state")
-    return highest
+    fresh = value.get("fresh") if isinstance(value, dict) else None
+    if type(highest) is not int or not 0 <= highest < 1 << 64 or type(fresh) is not bool:
+        raise OperationError(f"{_STATE}: not the state of a volume", code="volume-state")
+    return VolumeState(highest, fresh)
 
 
-def write_highest_version(data: Path, version: int) -> None:
-    """Keep `version` durably."""
-    content = json.dumps({"schema": 1, "highest_security_version": version}).encode()
-    write_atomic(data / _ROLLBACK, content)
-
-
-__all__ = [
-    "CryptStorage",
-    "DataAtRiskError",
-    "DataState",
-    "DataVolume",
-    "ImageVolume",
-    "InputError",
-    "Storage",
-    "wipe",
-]
+def write_state(data: Path, state: VolumeState) -> None:
+    """Keep the state durably."""
+    write_atomic(data / _STATE, strictjson.dumps({"schema": 1, **asdict(state)}))
