@@ -148,8 +148,7 @@ class FakeRunner:
         self.vms.append(vm)
         return vm
 
-    def slow_accelerator(self, vm: Any) -> bool:
-        del vm
+    def fall_back(self) -> bool:
         return False
 
 
@@ -244,8 +243,13 @@ class Harness:
 
     def launch(self, **changes: Any) -> dict[str, Any]:
         """LAUNCH over two small files."""
+        return self.plan(self.directory, **changes)
+
+    @staticmethod
+    def plan(directory: Path, **changes: Any) -> dict[str, Any]:
+        """LAUNCH over two small files in `directory`, made when they are not there."""
         for name in ("kernel", "initramfs"):
-            file = self.directory / name
+            file = directory / name
             if not file.exists():
                 file.write_bytes(name.encode() * 100)
         plan = {
@@ -253,9 +257,9 @@ class Harness:
             "vmm": "kvmtool",
             "profile": "tf-rmm",
             "hash_algo": "sha256",
-            "kernel": str(self.directory / "kernel"),
+            "kernel": str(directory / "kernel"),
             "kernel_sha256": None,
-            "initramfs": str(self.directory / "initramfs"),
+            "initramfs": str(directory / "initramfs"),
             "initramfs_sha256": None,
             "cmdline": "quiet",
             "vcpus": 2,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from islet_cli.cli.common import DebugOption, JsonOption, WorkspaceOption, note, show, workspace_of
+from islet_cli.cli.common import DebugOption, JsonOption, WorkspaceOption, show, workspace_of
 
 
 def init(
@@ -32,13 +32,8 @@ def init(
 
 def down(workspace: WorkspaceOption = None, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Stop every service of the workspace: warden (and its realms), registry, platform."""
-    from islet_cli import services
+    from islet_cli.developer.pipeline import stop_services
 
-    opened = workspace_of(workspace)
-    stopped = []
-    # The warden first: its realms need the platform and the registry until they are down.
-    for name in ("warden", "registry", "platform"):
-        if services.stop(opened, name):
-            note(f"{name}: stopped")
-            stopped.append(name)
-    show({"stopped": stopped}, "" if stopped else "nothing was running", as_json=as_json)
+    stopped = stop_services(workspace_of(workspace))
+    text = "\n".join(f"{name}: stopped" for name in stopped) or "nothing was running"
+    show({"stopped": stopped}, text, as_json=as_json)

@@ -26,7 +26,7 @@ from islet_cli.config import Workspace
 from islet_cli.developer import pipeline, samples
 from islet_cli.developer.story import Step, Story, require
 from islet_cli.developer.workspace import make_workspace
-from islet_cli.errors import OperationError
+from islet_cli.errors import IsletError, OperationError
 from islet_cli.fsutil import write_atomic
 from islet_cli.process import is_alive, start_time
 
@@ -290,7 +290,7 @@ def expect_line(stage: Stage, name: str, line: str, *, timeout_s: float = 60.0) 
 def _collect(chunks: Iterator[bytes], lines: queue.Queue[str]) -> None:
     """Cut a stream into lines; ends when the connection is closed under it."""
     rest = b""
-    with contextlib.suppress(OSError, OperationError, ValueError):
+    with contextlib.suppress(IsletError):
         for chunk in chunks:
             *whole, rest = (rest + chunk).split(b"\n")
             for line in whole:

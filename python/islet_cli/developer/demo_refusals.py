@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from islet_cli.launch.manifest import Manifest
 
 MARKER_FILE = "etc/islet-demo"
+_LOG_PATIENCE_S = 5.0
 GENUINE, CHANGED = b"genuine\n", b"genuinE\n"
 
 
@@ -134,12 +136,17 @@ def _changed_initramfs(stage: Stage, step: Step) -> None:
 
 
 def _show_registry_reason(stage: Stage, step: Step, name: str, code: str) -> None:
-    """Show the registry's own last word on a refused handshake."""
+    """Show the registry's own last word on a refused handshake, which the client's alert may outrun."""
     from islet_cli.registry import log
 
-    events = log.read(stage.workspace.log_dir / "registry-access.jsonl")
-    refused = [event for event in events if event["event"] == "refused"]
-    require(bool(refused) and refused[-1]["code"] == code, f"{name}: the registry's log does not name {code}")
+    deadline = time.monotonic() + _LOG_PATIENCE_S
+    while True:
+        events = log.read(stage.workspace.log_dir / "registry-access.jsonl")
+        refused = [event for event in events if event["event"] == "refused"]
+        if refused and refused[-1]["code"] == code:
+            break
+        require(time.monotonic() < deadline, f"{name}: the registry's log does not name {code}")
+        time.sleep(0.1)
     last: dict[str, Any] = refused[-1]
     stage.story.fact(
         step,

@@ -265,7 +265,7 @@ def _follow(workspace: Workspace, warden: WardenClient, target: Target, screen: 
 
 
 def _pump(chunks: Iterator[bytes], output: Callable[[bytes], None]) -> None:
-    with suppress(OSError, IsletError, ValueError):
+    with suppress(IsletError):
         for chunk in chunks:
             output(chunk)
 

@@ -26,7 +26,7 @@ from islet_cli.warden.errors import WardenError
 from islet_cli.warden.network import Network, Publish, bind_ports, forwards_for, seen_by_realm
 from islet_cli.warden.options import Timeouts, WardenOptions
 from islet_cli.warden.platform_session import Activation, Platform
-from islet_cli.warden.runner import LaunchRequest, Runner
+from islet_cli.warden.runner import LaunchRequest, Runner, VmFailedError
 from islet_cli.warden.state import ApplicationConfig, RealmDirectory
 from islet_cli.warden.storage import Storage, storage_of
 
@@ -240,17 +240,25 @@ class Realm:
             await asyncio.shield(boot.end())
 
     async def _launch(self) -> Boot:
-        """Launch and wait for the manager; with another accelerator when the first shows no life."""
+        """Launch and wait for the manager; once more with another accelerator when the first brings no guest up."""
+        try:
+            return await self._launch_once()
+        except VmFailedError as error:
+            if not self._runner.fall_back():
+                raise
+            log.warning("realm %s: %s; trying again under emulation", self.name, error.message)
+            await self._abandon()
+            return await self._launch_once()
+
+    async def _launch_once(self) -> Boot:
         boot = await self._begin()
         limit = self._limits.connect
         try:
             await boot.connected(min(limit, _KVM_CONNECT_S) if boot.vm.accel == "kvm" else limit)
         except WardenError as error:
-            if error.code != "realm-timeout" or not self._runner.slow_accelerator(boot.vm):
-                raise
-            await self._abandon()
-            boot = await self._begin()
-            await boot.connected(limit)
+            if boot.vm.accel == "kvm":
+                raise VmFailedError(error.message, code=error.code, hint=error.hint) from error
+            raise
         return boot
 
     async def _begin(self) -> Boot:

@@ -10,8 +10,15 @@ from typing import Protocol
 
 from islet_cli.launch.plan import LaunchPlan
 from islet_cli.warden.console import Console
+from islet_cli.warden.errors import WardenError
 from islet_cli.warden.network import Network
 from islet_cli.warden.platform_session import Activation
+
+
+class VmFailedError(WardenError):
+    """The VM process ended or hung before its guest came up."""
+
+    default_code = "launch-failed"
 
 
 @dataclass(frozen=True)
@@ -77,5 +84,9 @@ class Runner(Protocol):
             IsletError: It could not be started; nothing is left behind.
         """
 
-    def slow_accelerator(self, vm: Vm) -> bool:
-        """Told that no manager came up in `vm`; whether another accelerator should be tried instead."""
+    def fall_back(self) -> bool:
+        """Choose a slower accelerator from now on, after one that was chosen freely brought no guest up.
+
+        Returns:
+            Whether there is another one to try.
+        """

@@ -25,7 +25,7 @@ from islet_cli.warden import accel, qemu_arguments
 from islet_cli.warden.channel import asyncio_timeout
 from islet_cli.warden.console import Console
 from islet_cli.warden.errors import WardenError
-from islet_cli.warden.runner import LaunchRequest, Vm
+from islet_cli.warden.runner import LaunchRequest, Vm, VmFailedError
 
 MONITOR_TIMEOUT_S = 10.0
 _REAP_TIMEOUT_S = 5.0
@@ -67,26 +67,18 @@ class QemuRunner:
             self._accel = await asyncio.to_thread(accel.choose, self._setting)
         return self._accel
 
-    def slow_accelerator(self, vm: Vm) -> bool:
-        """Fall back to tcg when KVM was chosen by `auto` and its guest does not come up."""
-        if vm.accel != "kvm" or accel.requested(self._setting) != "auto":
+    def fall_back(self) -> bool:
+        """From KVM, when `auto` chose it, to tcg."""
+        if self._accel != "kvm" or accel.requested(self._setting) != "auto":
             return False
-        log.warning("the realm did not come up under KVM; using tcg from now on")
+        log.warning("KVM brings no guest up here; using tcg from now on")
         self._accel = "tcg"
         return True
 
     async def launch(self, request: LaunchRequest) -> Vm:
         machine = qemu_arguments.machine_of(request.activation.kernel_fd)
         binary = self._find(machine)
-        chosen = await self.accelerator(machine)
-        try:
-            return await self._start(request, machine, binary, chosen)
-        except MonitorSilentError:
-            if accel.requested(self._setting) != "auto" or chosen != "kvm":
-                raise
-            log.warning("QEMU hangs under KVM; using tcg from now on")
-            self._accel = "tcg"
-            return await self._start(request, machine, binary, "tcg")
+        return await self._start(request, machine, binary, await self.accelerator(machine))
 
     def _find(self, machine: qemu_arguments.Machine) -> Path:
         found = str(self._binary) if self._binary else shutil.which(machine.binary)
@@ -147,12 +139,6 @@ async def _spawn(binary: Path, arguments: list[str], inherited: list[int]) -> as
         raise UnavailableError(f"{binary}: {error.strerror}", code="unavailable") from error
 
 
-class MonitorSilentError(WardenError):
-    """QEMU runs but its monitor does not answer."""
-
-    default_code = "launch-failed"
-
-
 class QemuVm:
     """One QEMU process."""
 
@@ -202,7 +188,7 @@ class QemuVm:
 
     def _launch_error(self, silent: bool) -> IsletError:
         if silent:
-            return MonitorSilentError(f"QEMU did not answer within {MONITOR_TIMEOUT_S:g} s")
+            return VmFailedError(f"QEMU did not answer within {MONITOR_TIMEOUT_S:g} s")
         words = self._last_words()
         if "forwarding rule" in words:
             return UnavailableError(f"a port cannot be published: {words}", code="network", hint="publish another port")
@@ -210,7 +196,7 @@ class QemuVm:
             return UnavailableError(f"KVM does not work here: {words}", code="unavailable", hint="use --accel tcg")
         if "annot allocate memory" in words or "annot set up guest memory" in words:
             return WardenError(f"not enough memory: {words}", code="launch-failed", hint="give the realm less memory")
-        return WardenError(f"QEMU ended at once: {words or self.describe_exit()}", code="launch-failed")
+        return VmFailedError(f"QEMU ended at once: {words or self.describe_exit()}")
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         control, self._control = self._control, None
