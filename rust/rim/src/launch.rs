@@ -55,6 +55,10 @@ pub enum RegionKind {
     Initrd,
     /// The device-tree area.
     DeviceTree,
+    /// All of RAM, which gets its state before anything is loaded.
+    Ram,
+    /// The event log's area; its addresses are measured, its content is not.
+    Log,
 }
 
 impl RegionKind {
@@ -67,6 +71,8 @@ impl RegionKind {
             Self::Bss => "bss",
             Self::Initrd => "initrd",
             Self::DeviceTree => "dtb",
+            Self::Ram => "ram",
+            Self::Log => "log",
         }
     }
 }
@@ -86,7 +92,10 @@ impl Region {
     /// Whether its content is measured, or only where it is.
     #[must_use]
     pub fn measured(&self) -> bool {
-        self.kind != RegionKind::Bss
+        !matches!(
+            self.kind,
+            RegionKind::Bss | RegionKind::Ram | RegionKind::Log
+        )
     }
 }
 
@@ -144,13 +153,13 @@ pub fn measure(
 }
 
 /// The files of a launch.
-struct Opened {
-    main: Payload,
-    initrd: Option<Payload>,
+pub(crate) struct Opened {
+    pub(crate) main: Payload,
+    pub(crate) initrd: Option<Payload>,
 }
 
 impl Opened {
-    fn open(boot: &Boot) -> Result<Self, Error> {
+    pub(crate) fn open(boot: &Boot) -> Result<Self, Error> {
         match boot {
             Boot::Kernel { path, initrd } => Ok(Self {
                 main: Payload::open("kernel", path, HEADER_SIZE as u64)?,
@@ -166,7 +175,7 @@ impl Opened {
         }
     }
 
-    fn layout(&self, ram: &Ram, boot: &Boot) -> Result<Layout, Error> {
+    pub(crate) fn layout(&self, ram: &Ram, boot: &Boot) -> Result<Layout, Error> {
         let header = ImageHeader::parse(&self.main.head()?)?;
         let layout = match boot {
             Boot::Kernel { .. } => Layout::of_kernel(

@@ -5,6 +5,8 @@
 //! * [`payload`]: bounded reads of the measured files; no file is ever held in memory.
 //! * [`recorder`]: extends the RIM region by region, and tells an [`observer`] of every step.
 //! * [`launch`]: the two together, step by step in the order in which kvmtool launches a realm.
+//! * [`dialect`]: the other order of steps, that of the Realm Virtual Machine specification.
+//! * [`trace`]: observers that report; [`probe`]: variants of one launch, quickly.
 //!
 //! | threat | answer | test |
 //! | --- | --- | --- |
@@ -16,12 +18,15 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod dialect;
 pub mod launch;
 pub mod layout;
 pub mod observer;
 pub mod payload;
+pub mod probe;
 pub mod recorder;
 pub mod rmm;
+pub mod trace;
 
 /// Size of a granule, and of a page.
 pub const GRANULE_SIZE: u64 = 4096;
@@ -70,6 +75,9 @@ pub enum Error {
     /// Something does not fit into the realm's memory.
     #[error("{0}")]
     Layout(#[from] layout::LayoutError),
+    /// Two blobs share a granule.
+    #[error("the {0} lies where another file already is, or beyond the address space")]
+    Overlap(&'static str),
     /// The SVE vector length is not a multiple of 128 bits.
     #[error("SVE vector length {0} is not a multiple of 128 bits")]
     SveVectorLength(u32),
@@ -91,7 +99,7 @@ impl Error {
             Self::NotAFile { .. } => "not-a-file",
             Self::Changed { .. } => "file-changed",
             Self::TooShort { .. } => "file-too-short",
-            Self::Layout(_) => "layout",
+            Self::Layout(_) | Self::Overlap(_) => "layout",
             Self::SveVectorLength(_) => "sve-vl",
             Self::DeviceTree(_) => "device-tree",
         }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use crate::launch::{Region, RegionKind};
 use crate::observer::{Observer, Operation, Step};
 use crate::payload::{GuestMemory, Payload};
-use crate::rmm::{RealmParams, Rim, FLAG_MEASURED};
+use crate::rmm::{RealmParams, Rim, FIELD_SIZE, FLAG_MEASURED};
 use crate::{Error, GRANULE_SIZE};
 
 const PAGE: usize = GRANULE_SIZE as usize;
@@ -27,20 +27,24 @@ impl<'a> Recorder<'a> {
     /// [`Error::SveVectorLength`].
     pub fn create(
         params: &RealmParams,
-        _threads: Option<NonZeroUsize>,
+        threads: Option<NonZeroUsize>,
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
-        let rim = Rim::create(params)?;
+        Ok(Self::start(Rim::create(params)?, threads, observer))
+    }
+
+    /// Like [`Recorder::create`], from a RIM of which only the realm parameters are known.
+    pub fn start(rim: Rim, _threads: Option<NonZeroUsize>, observer: &'a mut dyn Observer) -> Self {
         observer.step(&Step {
             operation: Operation::Create,
             rim: rim.value(),
         });
-        Ok(Self {
+        Self {
             rim,
             memory: GuestMemory::default(),
             regions: Vec::new(),
             observer,
-        })
+        }
     }
 
     /// Load a file and measure the pages that it touches, with all that is in memory by then.
@@ -107,6 +111,26 @@ impl<'a> Recorder<'a> {
             kind,
             start,
             size: content.len() as u64,
+        });
+    }
+
+    /// Note a region that was measured step by step.
+    pub fn region(&mut self, region: Region) {
+        self.regions.push(region);
+    }
+
+    /// RMI_DATA_CREATE of the granule at `ipa`, whose content is not measured.
+    pub fn unmeasured(&mut self, kind: RegionKind, ipa: u64) {
+        self.rim.extend_unmeasured(ipa);
+        let none = [0; FIELD_SIZE];
+        self.observer.step(&Step {
+            operation: Operation::Data {
+                region: kind,
+                ipa,
+                flags: 0,
+                content: &none[..self.rim.algorithm().size()],
+            },
+            rim: self.rim.value(),
         });
     }
 

@@ -11,6 +11,8 @@ use crate::{Error, GRANULE_SIZE};
 pub const FIELD_SIZE: usize = 64;
 const DESCRIPTOR_SIZE: usize = 256;
 const PAGE: usize = GRANULE_SIZE as usize;
+/// A granule's content, or a page of parameters.
+pub type Page = [u8; PAGE];
 
 const TYPE_DATA: u8 = 0;
 const TYPE_REC: u8 = 1;
@@ -55,7 +57,9 @@ impl HashAlgorithm {
         field
     }
 
-    fn identifier(self) -> u8 {
+    /// RmiHashAlgorithm.
+    #[must_use]
+    pub fn identifier(self) -> u8 {
         match self {
             Self::Sha256 => 0,
             Self::Sha512 => 1,
@@ -134,11 +138,16 @@ impl Rim {
     /// # Errors
     /// See [`RealmParams::page`].
     pub fn create(params: &RealmParams) -> Result<Self, Error> {
-        let value = params.algorithm.digest(&params.page()?);
-        Ok(Self {
-            algorithm: params.algorithm,
-            value,
-        })
+        Ok(Self::of_page(params.algorithm, &params.page()?))
+    }
+
+    /// RMI_REALM_CREATE with the page of parameters itself.
+    #[must_use]
+    pub fn of_page(algorithm: HashAlgorithm, page: &Page) -> Self {
+        Self {
+            algorithm,
+            value: algorithm.digest(page),
+        }
     }
 
     /// RMI_DATA_CREATE of one measured granule of 4096 bytes, whose digest is `content`.
@@ -147,6 +156,13 @@ impl Rim {
         put(&mut descriptor, 0x50, &ipa.to_le_bytes());
         put(&mut descriptor, 0x58, &FLAG_MEASURED.to_le_bytes());
         put(&mut descriptor, 0x60, content);
+        self.replace(&descriptor);
+    }
+
+    /// RMI_DATA_CREATE of one granule whose content is not measured.
+    pub fn extend_unmeasured(&mut self, ipa: u64) {
+        let mut descriptor = self.descriptor(TYPE_DATA);
+        put(&mut descriptor, 0x50, &ipa.to_le_bytes());
         self.replace(&descriptor);
     }
 
