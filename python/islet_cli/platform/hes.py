@@ -2,7 +2,7 @@
 
 The identity is made once and never replaced silently: every sealed volume depends on it.
 
-Source: docs/platform-protocol.md; the derivations are those of the Islet HES.
+Source: docs/formats.md; the derivations are those of the Islet HES.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an emulated platform is made of: its secrets, its facts, and their form in `hes.json`.
 
-Source: docs/platform-protocol.md, "Identity".
+Source: docs/formats.md, "Emulated platform identity".
 """
 
 from __future__ import annotations
