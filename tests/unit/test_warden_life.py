@@ -647,3 +647,23 @@ def test_state_file_says_what_runs(warden: Harness, client: WardenClient, realm:
     assert state["schema"] == 1
     assert state["desired"] == "Running"
     assert state["rim"] == "ab" * 32
+
+
+def test_a_vm_that_shows_no_life_under_kvm_is_tried_again_under_emulation(
+    warden: Harness, client: WardenClient, realm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warden_harness import FakeVm
+
+    monkeypatch.setattr(FakeVm, "accel", "kvm")
+
+    def fall_back() -> bool:
+        monkeypatch.setattr(FakeVm, "accel", "tcg")
+        warden.runner.manager.connects = True
+        return len(warden.runner.vms) == 1
+
+    monkeypatch.setattr(warden.runner, "fall_back", fall_back)
+    warden.runner.manager.connects = False
+    client.start(realm)
+    assert [vm.exit_status is None for vm in warden.runner.vms] == [False, True]
+    assert warden.platform.total == 2
+    assert client.describe_realm(realm)["accel"] == "tcg"

@@ -125,6 +125,8 @@ def _serve(workspace: Workspace, options: WardenOptions) -> None:
     from islet_cli.warden.daemon import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Every VM that ends is end-of-file to the monitor's library; the warden reports the ends itself.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
     info = {"socket": str(options.socket), "workdir": str(options.workdir), "emulated": True}
     serve(options, lambda: services.announce(workspace, NAME, info))
 

@@ -21,7 +21,7 @@ from islet_cli.errors import InputError, UnavailableError
 from islet_cli.warden.errors import WardenError
 
 GUEST_REGISTRY = "10.0.2.100"
-_REGISTRY = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?")
+_REGISTRY = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::([0-9]{1,5}))?/?")
 _FORWARDER = Path(__file__).with_name("forward.py")
 
 

@@ -161,6 +161,7 @@ class QemuVm:
         self._diagnostics: deque[str] = deque(maxlen=20)
         self._reason: str | None = None
         self._monitor = QMPClient(f"realm-{request.realm}")
+        self._attached = False
         self._tasks = [asyncio.create_task(self._pump_console()), asyncio.create_task(self._pump_log())]
         self._ended = asyncio.create_task(self._reap())
 
@@ -184,6 +185,7 @@ class QemuVm:
                 async with asyncio_timeout(_REAP_TIMEOUT_S):
                     await asyncio.shield(self._ended)
             raise self._launch_error(silent) from error
+        self._attached = True
         self._tasks.append(asyncio.create_task(self._watch_events()))
 
     def _launch_error(self, silent: bool) -> IsletError:
@@ -193,7 +195,7 @@ class QemuVm:
         if "forwarding rule" in words:
             return UnavailableError(f"a port cannot be published: {words}", code="network", hint="publish another port")
         if "ould not access KVM" in words or "failed to initialize kvm" in words:
-            return UnavailableError(f"KVM does not work here: {words}", code="unavailable", hint="use --accel tcg")
+            return VmFailedError(f"KVM does not work here: {words}", code="unavailable", hint="use --accel tcg")
         if "annot allocate memory" in words or "annot set up guest memory" in words:
             return WardenError(f"not enough memory: {words}", code="launch-failed", hint="give the realm less memory")
         return VmFailedError(f"QEMU ended at once: {words or self.describe_exit()}")
@@ -233,8 +235,9 @@ class QemuVm:
         await asyncio.gather(*self._tasks[:2], return_exceptions=True)
         for task in self._tasks[2:]:
             task.cancel()
-        with contextlib.suppress(QMPError, EOFError, OSError):
-            await self._monitor.disconnect()
+        if self._attached:
+            with contextlib.suppress(QMPError, EOFError, OSError):
+                await self._monitor.disconnect()
         if self._control is not None:
             self._control.close()
         self.console.close()
