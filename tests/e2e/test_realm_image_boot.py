@@ -52,6 +52,7 @@ def main():
             "'mount -t tmpfs x /tmp && mkdir /tmp/old && cd /tmp && busybox pivot_root . old'"
         ),
         "interfaces": sorted(os.listdir("/sys/class/net")),
+        "address": address(),
         "console_readers": readers(),
     }
     import json
@@ -59,6 +60,13 @@ def main():
     if os.read(port, 1) == b"r":
         open("/run/islet/rem-extended", "w").close()
     return 7
+
+def address():
+    for _ in range(600):
+        text = os.popen("ip address show dev eth0").read()
+        if " inet " in text:
+            return text.partition(" inet ")[2].split()[0]
+        time.sleep(0.05)
 
 def readers():
     out = []
@@ -177,10 +185,11 @@ def test_the_realm_is_prepared_and_powers_off_once_a_measurement_was_extended(
         assert facts["sysrq"] == "0"
         assert facts["pivot_root"] == 0
         assert {"lo", "eth0"} <= set(facts["interfaces"])
+        assert facts["address"] == "10.0.2.15/24"
         assert facts["console_readers"] == []
         machine.control.sendall(b"e")
         again = json.loads(machine.line())
         assert again["argv"] == facts["argv"], "before a measurement the manager is started again"
         machine.control.sendall(b"r")
         assert machine.process.wait(LIMIT_S) == 0
-        assert re.search(r"islet: .*measurement was extended: powering off\n\Z", machine.console)
+        assert re.search(r"islet: .*measurement was extended: powering off\n", machine.console)

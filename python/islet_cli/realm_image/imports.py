@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Mapping
 
 from islet_cli.errors import InputError
 
+# Where a statement holds further statements; imports stand nowhere else.
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
-def imported_names(source: bytes, module: str, *, is_package: bool, lazy: bool = True) -> set[str]:
+
+@functools.lru_cache(maxsize=1024)
+def imported_names(source: bytes, module: str, *, is_package: bool, lazy: bool = True) -> frozenset[str]:
     """Return the dotted names that the source imports, anywhere in it but under `if TYPE_CHECKING`.
 
     `from a import b` yields both `a` and `a.b`, because `b` may be a module.
@@ -33,7 +38,7 @@ def imported_names(source: bytes, module: str, *, is_package: bool, lazy: bool =
         node = pending.pop()
         if isinstance(node, ast.If) and _is_typing_guard(node.test):
             pending.extend(node.orelse)
-        elif not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         elif isinstance(node, ast.Import):
             out.update(alias.name for alias in node.names)
@@ -42,8 +47,9 @@ def imported_names(source: bytes, module: str, *, is_package: bool, lazy: bool =
             out.add(base)
             out.update(f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
         else:
-            pending.extend(ast.iter_child_nodes(node))
-    return {name for name in out if name}
+            for block in _BLOCKS:
+                pending.extend(getattr(node, block, ()))
+    return frozenset(name for name in out if name)
 
 
 def _is_typing_guard(test: ast.expr) -> bool:

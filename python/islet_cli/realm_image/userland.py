@@ -170,9 +170,9 @@ def _used(standard: Mapping[str, bytes], own: Mapping[str, bytes]) -> tuple[set[
         names = imported_names(data, module, is_package=is_package)
         roots |= names if path.startswith("islet_cli/") else {name for name in names if not is_denied(name, denied)}
     used = closure(standard, roots, denied=denied)
-    names = set(roots)
+    mentioned = set(roots)
     for path in used:
         module, is_package = module_name(path)
         found = imported_names(standard[path], module, is_package=is_package)
-        names |= {name for name in found if not is_denied(name, denied)}
-    return used, sorted(name for name in names if "." not in name)
+        mentioned |= {name for name in found if not is_denied(name, denied)}
+    return used, sorted(name for name in mentioned if "." not in name)
