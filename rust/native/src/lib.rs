@@ -12,6 +12,7 @@ mod guest;
 mod layers;
 mod ratls;
 mod rim;
+mod rim_report;
 
 /// The extension module.
 #[pymodule]

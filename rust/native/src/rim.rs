@@ -4,17 +4,18 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use islet_dtb::kvmtool::{IrqChip, Machine, Transport};
-use islet_rim::launch::{self, Boot, Launch};
+use islet_rim::launch::{self, Boot, Launch, Region};
 use islet_rim::rmm::{HashAlgorithm, Profile, RealmParams};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::{raise, Family};
+use crate::rim_report;
 
 /// The arguments of [`measure`], read from the attributes of a Python object.
 #[derive(FromPyObject)]
-struct Arguments {
+pub struct Arguments {
     hash_algo: String,
     profile: String,
     sve_vl_bits: u32,
@@ -37,7 +38,8 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn launch(self) -> PyResult<Launch> {
+    /// The launch that they stand for.
+    pub fn launch(self) -> PyResult<Launch> {
         let params = RealmParams {
             algorithm: hash_algorithm(&self.hash_algo)?,
             profile: profile(&self.profile)?,
@@ -88,7 +90,7 @@ fn unknown(what: &str, name: &str) -> PyErr {
     PyValueError::new_err(format!("unknown {what} {name:?}"))
 }
 
-fn hash_algorithm(name: &str) -> PyResult<HashAlgorithm> {
+pub fn hash_algorithm(name: &str) -> PyResult<HashAlgorithm> {
     match name {
         "sha256" => Ok(HashAlgorithm::Sha256),
         "sha512" => Ok(HashAlgorithm::Sha512),
@@ -123,7 +125,7 @@ fn transport(name: &str) -> PyResult<Transport> {
 }
 
 /// `(kind, start, size, measured)` of one region.
-type RegionTuple = (&'static str, u64, u64, bool);
+pub type RegionTuple = (&'static str, u64, u64, bool);
 
 /// Measure a launch with `threads` threads (None: all processors); returns the RIM, the device-tree area and the regions.
 #[pyfunction]
@@ -137,8 +139,17 @@ fn measure(
     let measurement = py
         .detach(|| launch::measure(&launch, threads, &mut ()))
         .map_err(|error| raise(py, Family::Input, error.code(), &error.to_string()))?;
-    let regions = measurement
-        .regions
+    let regions = region_tuples(&measurement.regions);
+    Ok((
+        PyBytes::new(py, &measurement.rim).unbind(),
+        PyBytes::new(py, &measurement.device_tree).unbind(),
+        regions,
+    ))
+}
+
+/// The regions as Python sees them.
+pub fn region_tuples(regions: &[Region]) -> Vec<RegionTuple> {
+    regions
         .iter()
         .map(|region| {
             (
@@ -148,15 +159,11 @@ fn measure(
                 region.measured(),
             )
         })
-        .collect();
-    Ok((
-        PyBytes::new(py, &measurement.rim).unbind(),
-        PyBytes::new(py, &measurement.device_tree).unbind(),
-        regions,
-    ))
+        .collect()
 }
 
 /// Fill the submodule `_native.rim`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(measure, module)?)
+    module.add_function(wrap_pyfunction!(measure, module)?)?;
+    rim_report::register(module)
 }

@@ -104,6 +104,8 @@ impl Region {
 pub struct Measurement {
     /// 32 or 64 bytes.
     pub rim: Vec<u8>,
+    /// Where the first vCPU starts.
+    pub entry: u64,
     /// The 65536 bytes of the device-tree area.
     pub device_tree: Vec<u8>,
     /// In the order of measurement.
@@ -147,6 +149,7 @@ pub fn measure(
     let (rim, regions) = recorder.finish();
     Ok(Measurement {
         rim,
+        entry: layout.entry,
         device_tree,
         regions,
     })
