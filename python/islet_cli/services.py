@@ -106,6 +106,8 @@ def start(workspace: Workspace, name: str, arguments: list[str], *, timeout_s: f
     reason = next((line for line in lines if line.startswith("error")), lines[-1] if lines else "no output")
     reason = reason.removeprefix("error: ")
     hint = next((line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")), None)
+    if not lines and os.statvfs(log.parent).f_bavail == 0:
+        reason, hint = f"{log.parent}: No space left on device", "free some space and try again"
     kind = UnavailableError if child.returncode == 3 else OperationError
     raise kind(f"the {name} did not start: {reason}", code="service-failed", hint=hint or f"see {log}")
 

@@ -6,6 +6,7 @@ the input, a line `hint: …` where something can be done, and nothing else on s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -55,7 +56,8 @@ def plain(plain_workspace: Path, environment: dict[str, str], tmp_path: Path) ->
     shutil.copytree(plain_workspace, root, symlinks=True)
     command = Islet(root, environment)
     yield command
-    command("down", code=None)
+    if any((command.state / "log").glob("*.log")):
+        command("down", code=None)
 
 
 @pytest.fixture(scope="session")
@@ -270,17 +272,36 @@ def test_a_full_disk_under_the_realm_image(environment: dict[str, str], small_di
     assert not list((root / ".islet" / "realms").rglob("initramfs*"))
 
 
+def fill(disk: Path) -> None:
+    """Leave not one byte free."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 16, 512):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
 @root_only
 def test_a_full_disk_keeps_a_key_whole_or_absent(plain: Islet, small_disk: Path) -> None:
-    (small_disk / "filler").write_bytes(bytes((SMALL_DISK_MIB << 20) - 8192))
-    with (small_disk / "rest").open("wb", buffering=0) as rest:
-        try:
-            while rest.write(bytes(512)):
-                pass
-        except OSError:
-            pass
+    fill(small_disk)
     require_error(plain("key", "generate", "-o", small_disk / "new.prv", code=FAILED), "new.prv", "free some space")
-    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "rest"]
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+@root_only
+def test_a_full_disk_under_a_workspace(environment: dict[str, str], small_disk: Path) -> None:
+    """What runs goes on, without its log; what must write says so."""
+    root = small_disk / "w"
+    Islet(small_disk, environment)("init", root, "--listen", "127.0.0.1:0")
+    islet = Islet(root, environment)
+    shutil.rmtree(islet.state / "platform")
+    fill(small_disk)
+    islet("registry", "up")
+    islet("registry", "status")
+    require_error(islet("platform", "up", code=FAILED), "No space left on device", "free some space")
+    require_error(Islet(small_disk, environment)("init", small_disk / "other", code=None), "No space left on device")
+    assert not (small_disk / "other" / "islet.toml").exists()
+    islet("down")
 
 
 # ------------------------------------------------------------------------------- somebody else's things

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -45,5 +46,9 @@ def show(value: Any, text: str, *, as_json: bool) -> None:
 
 
 def note(message: str) -> None:
-    """Print a message for people on stderr."""
-    print(message, file=sys.stderr)
+    """Print a message for people on stderr.
+
+    A service's stderr is a log file: that its disk is full must not end the service.
+    """
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import sys
@@ -103,9 +104,9 @@ def run(arguments: list[str] | None = None) -> int:
     except IsletError as error:
         if debug:
             raise
-        print(f"error: {error.message}", file=sys.stderr)
+        _tell(f"error: {error.message}")
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+            _tell(f"hint: {error.hint}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -113,6 +114,12 @@ def run(arguments: list[str] | None = None) -> int:
         return 141
     except Exception as error:
         return _other(error, debug)
+
+
+def _tell(line: str) -> None:
+    """Print on stderr if that is possible: the exit code stands even when a log's disk is full."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def _terminated(_signal: int, _frame: Any) -> None:
@@ -126,15 +133,15 @@ def _other(error: Exception, debug: bool) -> int:
     if type(error).__name__ == "Abort":
         return 130
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        _tell(f"error: {error.format_message()}")
         context = getattr(error, "ctx", None)
         if error.format_message().endswith("is not readable."):
-            print("hint: check the owner and mode of that file", file=sys.stderr)
+            _tell("hint: check the owner and mode of that file")
         elif context is not None:
-            print(f"hint: see {context.command_path} --help", file=sys.stderr)
+            _tell(f"hint: see {context.command_path} --help")
         return 2
     if debug:
         raise error
-    print(f"error: internal fault: {type(error).__name__}: {error}", file=sys.stderr)
-    print("hint: run again with --debug and report what it prints", file=sys.stderr)
+    _tell(f"error: internal fault: {type(error).__name__}: {error}")
+    _tell("hint: run again with --debug and report what it prints")
     return 4
