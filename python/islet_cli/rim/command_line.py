@@ -15,7 +15,7 @@ from islet_cli.errors import InputError
 from islet_cli.rim import numbers
 from islet_cli.rim.devices import Disks, Nics, check_9p, require_accessible
 from islet_cli.rim.machine import DEFAULT_RAM_BASE, Machine
-from islet_cli.rim.options import Kind, Occurrence, error, parse
+from islet_cli.rim.options import MEASURER, Grammar, Kind, Occurrence, error, parse
 
 HASH_ALGOS = ("sha256", "sha512")
 PROFILES = ("tf-rmm", "islet")
@@ -33,7 +33,7 @@ _DEFAULT_MEMORY_STEP = 64 << 20
 
 
 @dataclass
-class _Settings:
+class Settings:
     """The state that options change one after the other; the last one wins."""
 
     cwd: Path
@@ -127,17 +127,17 @@ class _Settings:
                 raise error(f"--vcpu-affinity {value}", "not a list of CPUs", "write something like 0-2,4")
 
 
-_CUSTOM: dict[str, Callable[[_Settings, str], None]] = {
-    "mem": _Settings.take_memory,
-    "disk": _Settings.take_disk,
-    "network": _Settings.take_nic,
-    "9p": _Settings.take_share,
-    "irqchip": _Settings.take_irqchip,
-    "virtio-transport": _Settings.take_transport,
-    "loglevel": _Settings.take_log_level,
-    "tty": _Settings.take_tty,
-    "vfio-pci": _Settings.take_vfio,
-    "vcpu-affinity": _Settings.take_affinity,
+_CUSTOM: dict[str, Callable[[Settings, str], None]] = {
+    "mem": Settings.take_memory,
+    "disk": Settings.take_disk,
+    "network": Settings.take_nic,
+    "9p": Settings.take_share,
+    "irqchip": Settings.take_irqchip,
+    "virtio-transport": Settings.take_transport,
+    "loglevel": Settings.take_log_level,
+    "tty": Settings.take_tty,
+    "vfio-pci": Settings.take_vfio,
+    "vcpu-affinity": Settings.take_affinity,
 }
 
 
@@ -152,9 +152,27 @@ def machine_of(arguments: Sequence[str], *, cwd: Path, profile: str | None = Non
     Raises:
         InputError: kvmtool would refuse the command line, or its RIM would depend on the host.
     """
-    settings = _Settings(cwd)
-    for occurrence in parse(_checked(arguments)):
+    return machine_from(settings_of(arguments, cwd=cwd), profile=profile)
+
+
+def settings_of(arguments: Sequence[str], *, cwd: Path, grammar: Grammar = MEASURER) -> Settings:
+    """Read all options; what is missing or contradictory is left to `machine_from`.
+
+    Raises:
+        InputError: An option that kvmtool would refuse.
+    """
+    settings = Settings(cwd)
+    for occurrence in parse(_checked(arguments), grammar):
         settings.take(occurrence)
+    return settings
+
+
+def machine_from(settings: Settings, *, profile: str | None = None) -> Machine:
+    """The machine that all options together describe.
+
+    Raises:
+        InputError: Something is missing or contradictory.
+    """
     _require_realm(settings)
     _require_boot(settings)
     cpus = _cpu_count(settings)
@@ -175,12 +193,12 @@ def machine_of(arguments: Sequence[str], *, cwd: Path, profile: str | None = Non
         mpidrs=_mpidrs(settings),
         irqchip=settings.irqchip,
         pmu=settings.on("pmu"),
-        flash_size=None if flash is None else require_accessible("--flash", flash, cwd),
+        flash_size=None if flash is None else require_accessible("--flash", flash, settings.cwd),
         virtio=_virtio(settings),
         kaslr_seed=settings.unsigned64("kaslr-seed"),
         bootargs=_bootargs(settings),
         clock_frequency=settings.unsigned32("override-bad-firmware-cntfrq"),
-        dump_dtb=cwd / settings.values["dump-dtb"] if settings.values.get("dump-dtb") else None,
+        dump_dtb=settings.cwd / settings.values["dump-dtb"] if settings.values.get("dump-dtb") else None,
     )
 
 
@@ -202,7 +220,7 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def _require_realm(settings: _Settings) -> None:
+def _require_realm(settings: Settings) -> None:
     """Checks of the realm options and of what the host would decide."""
     if not settings.on("realm"):
         used = next((name for name in _REALM_ONLY if name in settings.values), None)
@@ -222,7 +240,7 @@ def _require_realm(settings: _Settings) -> None:
         raise error(f"--metadata {metadata}", f"longer than {_METADATA_SIZE} bytes")
 
 
-def _require_boot(settings: _Settings) -> None:
+def _require_boot(settings: Settings) -> None:
     """There is exactly one thing to boot, and a root file system for it."""
     given = [name for name in ("kernel", "firmware") if name in settings.values]
     if len(given) != 1:
@@ -234,7 +252,7 @@ def _require_boot(settings: _Settings) -> None:
         raise error("command line", "no root file system", "add -i INITRD, -d DISK or --nodefaults")
 
 
-def _cpu_count(settings: _Settings) -> int:
+def _cpu_count(settings: Settings) -> int:
     """The vCPU count as given, at least 1."""
     if "cpus" not in settings.values:
         raise error("command line", "no vCPU count; kvmtool would take the host's", "add -c N")
@@ -244,14 +262,14 @@ def _cpu_count(settings: _Settings) -> int:
     return cpus
 
 
-def _ram(settings: _Settings, cpus: int) -> tuple[int, int]:
+def _ram(settings: Settings, cpus: int) -> tuple[int, int]:
     if settings.memory is None:
         return DEFAULT_RAM_BASE, _DEFAULT_MEMORY_STEP * (cpus + 3)
     size, base = settings.memory
     return DEFAULT_RAM_BASE if base is None else base, size
 
 
-def _profile(settings: _Settings, asked: str | None) -> str:
+def _profile(settings: Settings, asked: str | None) -> str:
     if asked is None:
         return "islet" if settings.on("islet") else "tf-rmm"
     _one_of("--profile", asked, PROFILES)
@@ -262,7 +280,7 @@ def _profile(settings: _Settings, asked: str | None) -> str:
     return asked
 
 
-def _sve_vl(settings: _Settings) -> int:
+def _sve_vl(settings: Settings) -> int:
     bits = numbers.low32(settings.unsigned64("sve-vl"))
     if bits and settings.on("disable-sve"):
         raise error("--sve-vl", "excludes --disable-sve", "drop one of the two")
@@ -271,14 +289,14 @@ def _sve_vl(settings: _Settings) -> int:
     return bits
 
 
-def _mpidrs(settings: _Settings) -> list[int] | None:
+def _mpidrs(settings: Settings) -> list[int] | None:
     value = settings.values.get("mpidrs")
     if value is None:
         return None
     return [numbers.strtoull(item, 16) for item in value.split(",") if item]
 
 
-def _virtio(settings: _Settings) -> list[str]:
+def _virtio(settings: Settings) -> list[str]:
     """The transports of the virtio devices in creation order."""
     default = settings.transport
     count = settings.shares + settings.disks.root_directory
@@ -289,11 +307,11 @@ def _virtio(settings: _Settings) -> list[str]:
     return [default] * count + nics + [default] * behind
 
 
-def _console(settings: _Settings) -> str:
+def _console(settings: Settings) -> str:
     return settings.values.get("console", "serial")
 
 
-def _bootargs(settings: _Settings) -> bytes | None:
+def _bootargs(settings: Settings) -> bytes | None:
     """The kernel command line in the device tree; None for none."""
     params = settings.values.get("params")
     user = None if params is None else os.fsencode(params)
@@ -309,7 +327,7 @@ def _bootargs(settings: _Settings) -> bytes | None:
     return text[: _COMMAND_LINE_SIZE - 1]
 
 
-def _console_argument(settings: _Settings) -> bytes:
+def _console_argument(settings: Settings) -> bytes:
     if any(settings.on(name) for name in ("vnc", "gtk", "sdl")):
         return b" console=tty0"
     console = _console(settings)

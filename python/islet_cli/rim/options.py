@@ -8,7 +8,7 @@ Source: kvmtool `util/parse-options.c` and `builtin-run.c`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from islet_cli.errors import InputError
@@ -41,11 +41,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """An option as it was given; `unset` for `--no-NAME`. A positional argument has option None."""
+    """An option as it was given; `unset` for `--no-NAME`. A positional argument has option None.
+
+    `words` are the arguments that it consists of.
+    """
 
     option: Option | None
     value: str | None = None
     unset: bool = False
+    words: tuple[str, ...] = ()
 
 
 def _options(kind: Kind, names: str) -> list[Option]:
@@ -77,12 +81,33 @@ OPTIONS: tuple[Option, ...] = (
         "mem/m disk/d 9p tty virtio-transport loglevel network/n vfio-pci irqchip vcpu-affinity",
     ),
 )
-_BY_NAME = {option.name: option for option in OPTIONS}
-_BY_SHORT = {option.short: option for option in OPTIONS if option.short}
+# Options of the kvmtool that the Realm Virtual Machine specification describes; the measurer knows none of them.
+LATER_OPTIONS: tuple[Option, ...] = (
+    *_options(Kind.BOOLEAN, "measurement-log"),
+    *_options(Kind.STRING, "dtb"),
+    *_options(Kind.INT64, "sve-max-vl"),
+)
 _NEGATION = "no-"
 
 
-def parse(arguments: Sequence[str]) -> Iterator[Occurrence]:
+@dataclass(frozen=True)
+class Grammar:
+    """A set of options, by their names."""
+
+    options: tuple[Option, ...]
+    by_name: dict[str, Option] = field(init=False)
+    by_short: dict[str, Option] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {option.name: option for option in self.options})
+        object.__setattr__(self, "by_short", {option.short: option for option in self.options if option.short})
+
+
+MEASURER = Grammar(OPTIONS)
+LATER = Grammar(OPTIONS + LATER_OPTIONS)
+
+
+def parse(arguments: Sequence[str], grammar: Grammar = MEASURER) -> Iterator[Occurrence]:
     """Split an argument list into options and positional arguments.
 
     Raises:
@@ -90,15 +115,17 @@ def parse(arguments: Sequence[str]) -> Iterator[Occurrence]:
     """
     rest = list(arguments)
     while rest:
+        position = len(arguments) - len(rest)
         argument = rest.pop(0)
         if argument == "--":
             raise error("--", "kvmtool does not accept it here")
         if argument == "-" or not argument.startswith("-"):
-            yield Occurrence(None, argument)
+            found = Occurrence(None, argument)
         elif argument.startswith("--"):
-            yield _long(argument[2:], rest)
+            found = _long(argument[2:], rest, grammar)
         else:
-            yield _short(argument[1:], rest)
+            found = _short(argument[1:], rest, grammar)
+        yield replace(found, words=tuple(arguments[position : len(arguments) - len(rest)]))
 
 
 def error(option: str, problem: str, hint: str | None = None) -> InputError:
@@ -111,17 +138,17 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _short(text: str, rest: list[str]) -> Occurrence:
-    option = _BY_SHORT.get(text[0])
+def _short(text: str, rest: list[str], grammar: Grammar) -> Occurrence:
+    option = grammar.by_short.get(text[0])
     if option is None:
         raise error(f"-{text[0]}", "unknown option", "long options start with two dashes")
     # Every short option takes a value: the rest of the word, or the next argument.
     return _with_value(option, f"-{text[0]}", text[1:] or None, rest)
 
 
-def _long(text: str, rest: list[str]) -> Occurrence:
+def _long(text: str, rest: list[str], grammar: Grammar) -> Occurrence:
     name, separator, inline = text.partition("=")
-    option, unset = _find(name)
+    option, unset = _find(name, grammar)
     written = f"--{name}"
     value = inline if separator else None
     if unset:
@@ -147,18 +174,18 @@ def _with_value(option: Option, written: str, inline: str | None, rest: list[str
     return Occurrence(option, rest.pop(0))
 
 
-def _find(name: str) -> tuple[Option, bool]:
+def _find(name: str, grammar: Grammar) -> tuple[Option, bool]:
     """Find the option that `name` (without dashes) means, and whether it negates it.
 
     An exact name wins; else an unambiguous beginning of a name, or of `no-` and a name.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name], False
+    if name in grammar.by_name:
+        return grammar.by_name[name], False
     negated = name[len(_NEGATION) :] if name.startswith(_NEGATION) else None
-    if negated in _BY_NAME:
-        return _BY_NAME[negated], True
+    if negated in grammar.by_name:
+        return grammar.by_name[negated], True
     matches: list[tuple[Option, bool]] = []
-    for option in OPTIONS:
+    for option in grammar.options:
         if option.name.startswith(name):
             matches.append((option, False))
         elif _NEGATION.startswith(name) or (negated is not None and option.name.startswith(negated)):
