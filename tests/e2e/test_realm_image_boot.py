@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -18,7 +19,6 @@ import pytest
 from islet_cli.config import Workspace
 from islet_cli.launch.manifest import load_manifest
 from islet_cli.realm_image.build import build
-from islet_cli.realm_image.islet_files import SiteFiles, collect
 
 from .conftest import wait_until
 
@@ -161,16 +161,11 @@ def test_the_manager_connects_and_the_console_offers_nothing(built_workspace: Pa
 
 @pytest.fixture(scope="module")
 def stand_in_image(built_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image with a manager that only tells what it finds."""
+    """The image with a manager that only tells what it finds; Python prefers its source to the compiled one."""
     root = tmp_path_factory.mktemp("stand-in") / "w"
-    from .test_realm_image_build import clone
-
-    clone(built_workspace, root)
-    (root / "realm.lock").unlink()
-    installed = collect()
-    files = {**installed.files, "islet_cli/appmanager/__main__.py": STAND_IN}
-    site = SiteFiles(files, installed.recipe, installed.distributions, installed.version)
-    build(Workspace.load(root), load_manifest(root / "realm.toml"), site=site)
+    shutil.copytree(built_workspace, root)
+    extra = {"usr/lib/python3.11/islet_cli/appmanager/__main__.py": STAND_IN}
+    build(Workspace.load(root), load_manifest(root / "realm.toml"), extra_files=extra)
     return root / ".islet/realms/default"
 
 
