@@ -138,6 +138,10 @@ def test_wrong_digest_of_a_launch_leaves_nothing(warden: Harness, client: Warden
     assert [path.name for path in warden.options.workdir.iterdir() if path.name != "warden.lock"] == []
 
 
+def test_a_launch_with_another_number_of_disks_is_not_supported(warden: Harness, client: WardenClient) -> None:
+    refused("not-supported", client.create_realm_launch, "x", warden.launch(disks=2))
+
+
 def test_update_keeps_disk_and_applications(warden: Harness, client: WardenClient, realm: str) -> None:
     app = add(client, realm)
     before = warden.options.workdir.joinpath(realm, "disk.raw").read_bytes()[:20000]

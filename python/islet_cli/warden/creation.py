@@ -54,6 +54,12 @@ def from_bundle(directory: Path, *, metadata: Path | None, use_metadata: bool = 
     Raises:
         InputError: A file is missing.
     """
+    if not (directory / MANIFEST_NAME).is_file():
+        raise InputError(
+            f"{directory}: holds no {MANIFEST_NAME}",
+            code="no-such-file",
+            hint="make it with: islet realm publish -o DIR",
+        )
     loaded = load_manifest(directory / MANIFEST_NAME)
     block = metadata
     if block is None and use_metadata and loaded.launch.metadata:
@@ -68,7 +74,8 @@ def parse_publish(text: str) -> Publish:
     Raises:
         InputError: `usage`.
     """
-    *address, host, guest = text.split(":")
+    *address, host, guest = ["", *text.split(":")]
+    address = address[1:]
     if len(address) > 1 or not (host.isdecimal() and guest.isdecimal()) or max(int(host), int(guest)) > 65535:
         raise InputError(f"-p {text}: expected [ADDRESS:]HOST:GUEST", code="usage", hint="for example -p 8080:80")
     return Publish(address[0] if address else "127.0.0.1", int(host), int(guest))

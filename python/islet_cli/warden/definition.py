@@ -57,12 +57,19 @@ class Definition:
 
     def metadata_block(self) -> bytes | None:
         """The 432 bytes of the realm metadata block, or None."""
-        if self.metadata is None:
-            return None
-        data = read_file(self.metadata, limit=_METADATA_SIZES[-1])
-        if len(data) not in _METADATA_SIZES:
-            raise InputError(f"{self.metadata}: {len(data)} bytes, a metadata block has 432", code="bad-config")
-        return data[: _METADATA_SIZES[0]]
+        return None if self.metadata is None else read_block(self.metadata)
+
+
+def read_block(file: Path) -> bytes:
+    """The 432 bytes of a metadata block, from a file that may be padded to a page.
+
+    Raises:
+        InputError: It cannot be read, or has another size (`bad-config`).
+    """
+    data = read_file(file, limit=_METADATA_SIZES[-1])
+    if len(data) not in _METADATA_SIZES:
+        raise InputError(f"{file}: {len(data)} bytes, a metadata block has 432", code="bad-config")
+    return data[: _METADATA_SIZES[0]]
 
 
 def check_name(name: str) -> str:
@@ -94,6 +101,12 @@ def write_launch(directory: RealmDirectory, message: dict[str, Any], name: str) 
         InputError: A file is missing, or its digest is not the plan's.
     """
     plan = LaunchPlan.from_json(message["launch"])
+    if plan.disks != 1:
+        raise WardenError(
+            f"a launch with {plan.disks} disks: this warden gives a realm one shared disk",
+            code="not-supported",
+            hint='set devices.disk_layout = "shared" in the realm manifest',
+        )
     publish = publish_of(message["publish"])
     copied = {}
     for kind, source, expected in (
@@ -103,6 +116,7 @@ def write_launch(directory: RealmDirectory, message: dict[str, Any], name: str) 
         copied[kind] = _copy_in(directory.path, kind, Path(source), expected)
     metadata = None
     if message["metadata"] is not None:
+        read_block(Path(message["metadata"]))
         metadata = _copy_in(directory.path, "metadata", Path(message["metadata"]), None)[0]
     launch = plan.to_json() | {
         "kernel": copied["kernel"][0],

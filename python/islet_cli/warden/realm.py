@@ -112,8 +112,10 @@ class Realm:
     def require(self, what: str, *states: str) -> None:
         """Raises WardenError (`bad-state`) unless the realm is in one of `states`."""
         if self.state not in states:
-            wanted = "a halted realm" if states == (HALTED,) else "a running realm"
-            raise WardenError(f"{what} needs {wanted}, this one is {self.state}", code="bad-state")
+            halted = states == (HALTED,)
+            wanted = "a halted realm" if halted else "a running realm"
+            mend = None if what == "stop" else f"run: islet realm {'stop' if halted else 'start'} {self.name}"
+            raise WardenError(f"{what} needs {wanted}, {self.name} is {self.state}", code="bad-state", hint=mend)
 
     async def addresses(self) -> list[dict[str, str]]:
         """The realm's network addresses, sorted by interface; empty when it does not answer in time."""

@@ -21,7 +21,7 @@ from islet_cli.warden.options import WardenOptions
 from islet_cli.warden.platform_session import Platform
 from islet_cli.warden.realm import HALTED, NEED_REBOOT, PROVISIONING, RUNNING, Realm
 from islet_cli.warden.runner import Runner
-from islet_cli.warden.state import ApplicationConfig, RealmDirectory, Workdir
+from islet_cli.warden.state import ApplicationConfig, RealmDirectory, RealmState, Workdir
 from islet_cli.warden.storage import check_resize
 
 _LARGEST_NAME = 255
@@ -121,6 +121,7 @@ class Warden:
                 log.warning("realm %s: %s does not exist (yet)", identity, path)
         with self._workdir.new_realm(identity) as directory:
             definition.write_upstream(directory, config)
+            directory.save_state(RealmState())
         self._realms[identity] = self._opened(self._workdir.realm(identity))
         return identity
 
@@ -151,6 +152,7 @@ class Warden:
     def _build_realm(self, identity: uuid.UUID, name: str, message: dict[str, Any]) -> None:
         with self._workdir.new_realm(identity) as directory:
             definition.write_launch(directory, message, name)
+            directory.save_state(RealmState())
             SharedDisk.create(directory.disk)
 
     async def update_realm(self, message: dict[str, Any]) -> None:
