@@ -13,7 +13,7 @@ from islet_cli.appmanager.fetcher import FetchedImage, ImageSource, is_unreachab
 from islet_cli.appmanager.policy import Selection, check_image
 from islet_cli.appmanager.record import Record, Slot
 from islet_cli.appmanager.volumes import ImageVolume
-from islet_cli.errors import IsletError, UnavailableError, VerificationError
+from islet_cli.errors import IsletError, OperationError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:
     from islet_cli.keys.ecc import PublicKey
@@ -168,4 +168,13 @@ def install(
             slot=slot,
         )
 
-    volume.install(fill, record_of)
+    try:
+        volume.install(fill, record_of)
+    except OperationError as error:
+        if error.code != "disk-full":
+            raise
+        raise OperationError(
+            f"{selection.info.name}: the image partition is too small for this image: {error.message}",
+            code="disk-full",
+            hint="give the application a larger image partition",
+        ) from error
