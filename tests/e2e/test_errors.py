@@ -452,6 +452,41 @@ def test_a_malformed_lock(plain: Islet, text: str) -> None:
     require_error(plain("realm", "build", code=WRONG_INPUT), "realm.lock: ")
 
 
+def test_realm_commands_refuse_what_makes_no_sense(bootable: Islet, garbage: Path) -> None:
+    for service in ("platform", "warden"):
+        bootable(service, "up")
+    create = ("realm", "create", "--name")
+    require_error(bootable(*create, "NO", code=WRONG_INPUT), "realm name 'NO'")
+    require_error(
+        bootable(*create, "one", "-p", "5", code=WRONG_INPUT), "-p 5: expected [ADDRESS:]HOST:GUEST", "8080:80"
+    )
+    require_error(
+        bootable(*create, "one", "--metadata", garbage / "text", code=WRONG_INPUT), "a metadata block has 432"
+    )
+    require_error(bootable(*create, "one", "--from", garbage, code=WRONG_INPUT), "realm.toml", "islet realm publish")
+    bootable(*create, "one")
+    require_error(bootable(*create, "one", code=FAILED), "named one exists already", "--name")
+    require_error(bootable("app", "create", "one", "sample", code=MISSING), "the registry", "islet registry up")
+    require_error(bootable("realm", "reboot", "one", code=FAILED), "one is Halted", "islet realm start one")
+    bootable("app", "create", "one", "sample", "--registry", "127.0.0.1:5")
+    require_error(bootable("app", "logs", "one", "sample", code=FAILED), "one is Halted", "islet realm start one")
+    require_error(bootable("app", "reformat", "one", "sample", code=WRONG_INPUT), "would be lost", "--yes")
+    require_error(bootable("app", "stop", "one", "other", code=WRONG_INPUT), "no application other")
+
+
+def test_a_broken_realm_is_shown_with_its_cause(bootable: Islet) -> None:
+    for service in ("platform", "warden"):
+        bootable(service, "up")
+    bootable("realm", "create", "--name", "one")
+    bootable("warden", "down")
+    launch = next((bootable.state / "warden").glob("*/launch.json"))
+    launch.write_text("garbage")
+    bootable("warden", "up")
+    assert "launch.json: not valid JSON" in bootable("realm", "list").out
+    refused = bootable("realm", "start", launch.parent.name, code=FAILED)
+    require_error(refused, "launch.json: not valid JSON")
+
+
 def test_a_damaged_disk_is_left_as_it_is(bootable: Islet) -> None:
     for service in ("platform", "warden"):
         bootable(service, "up")

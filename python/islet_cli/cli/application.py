@@ -37,11 +37,18 @@ def create(
 ) -> None:
     """Add an application to a halted realm."""
     from islet_cli import services
+    from islet_cli.errors import UnavailableError
 
     space = workspace_of(workspace)
     if registry is None:
         running = services.find(space, "registry")
         registry = str(running.info["address"]) if running else space.settings.registry.listen
+        if registry.endswith(":0"):
+            raise UnavailableError(
+                "the registry is not running, and its port is chosen when it starts",
+                code="not-running",
+                hint="run: islet registry up, or pass --registry HOST:PORT",
+            )
     with connect(space) as warden:
         uuid = warden.create_application(
             realm,

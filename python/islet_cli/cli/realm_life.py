@@ -172,7 +172,8 @@ def list_realms(workspace: WorkspaceOption = None, as_json: JsonOption = False, 
     lines = []
     for realm in realms:
         state = "broken" if realm["broken"] else realm["state"]
-        lines.append(f"{realm['uuid']}  {state:<12}  {realm['name']}  {len(realm['applications'])} applications")
+        told = realm["last_error"] if realm["broken"] else f"{len(realm['applications'])} applications"
+        lines.append(f"{realm['uuid']}  {state:<12}  {realm['name']}  {told}")
     show(realms, "\n".join(lines) or "no realms", as_json=as_json)
 
 

@@ -74,8 +74,7 @@ def parse_publish(text: str) -> Publish:
     Raises:
         InputError: `usage`.
     """
-    *address, host, guest = ["", *text.split(":")]
-    address = address[1:]
+    *address, host, guest = text.split(":") if ":" in text else ("", text)
     if len(address) > 1 or not (host.isdecimal() and guest.isdecimal()) or max(int(host), int(guest)) > 65535:
         raise InputError(f"-p {text}: expected [ADDRESS:]HOST:GUEST", code="usage", hint="for example -p 8080:80")
     return Publish(address[0] if address else "127.0.0.1", int(host), int(guest))
