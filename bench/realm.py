@@ -92,11 +92,14 @@ def _connect(environment: dict[str, str]) -> float:
 
 def _bare_boot(root: Path) -> float:
     """Seconds of QEMU for the realm's own kernel with an initramfs of busybox alone."""
-    from islet_cli.realm_image.cpio import Archive
+    from islet_cli.realm_image import cpio
 
     kernel = next((root / "w/.islet/realms").glob("*/vmlinuz"))
+    tree = cpio.Tree()
+    tree.add("bin/busybox", cpio.file(_busybox(), executable=True))
+    tree.add("init", cpio.file(b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n", executable=True))
     initramfs = root / "bare.cpio"
-    initramfs.write_bytes(Archive.of_busybox_init(_busybox(), b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n"))
+    initramfs.write_bytes(cpio.archive(tree, mtime=0))
     began = time.perf_counter()
     subprocess.run(
         ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512", "-nodefaults",

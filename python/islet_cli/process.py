@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -30,10 +31,16 @@ def is_alive(pid: int, started: int) -> bool:
     return start_time(pid) == started
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent thread ends (for `preexec_fn`)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+def die_with_parent() -> Callable[[], None]:
+    """Return a `preexec_fn` that asks the kernel to kill the child when the thread that starts it ends."""
+    parent = os.getpid()
+
+    def request() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+        # The parent may have ended before the request stood.
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return request

@@ -133,7 +133,7 @@ async def _spawn(binary: Path, arguments: list[str], inherited: list[int]) -> as
             stderr=asyncio.subprocess.PIPE,
             pass_fds=inherited,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent(),
         )
     except OSError as error:
         raise UnavailableError(f"{binary}: {error.strerror}", code="unavailable") from error
