@@ -56,7 +56,7 @@ class LazyGroup(TyperGroup):
         if isinstance(target, typer.Typer):
             command: Any = typer.main.get_group(target)
         else:
-            single = typer.Typer(add_completion=False)
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
             single.command(cmd_name)(target)
             command = typer.main.get_command(single)
         command.name = cmd_name
