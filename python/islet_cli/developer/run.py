@@ -279,7 +279,7 @@ def exit_code_of_status(raw: int) -> int:
 def exit_code_of(error: IsletError) -> int:
     """Exit code of `islet run` for a failure of islet's own: 127 when the program is not in the image, 126 when it
     cannot be started, else 125."""
-    text = error.message
-    if "spawn-exec" in text or "spawn-exec" in error.code:
-        return NOT_FOUND if "No such file" in text else CANNOT_START
-    return OWN_FAILURE
+    # The manager's code stands inside the text that the warden passes on.
+    if " not_found: " in error.message:
+        return NOT_FOUND
+    return CANNOT_START if " not_executable: " in error.message else OWN_FAILURE
