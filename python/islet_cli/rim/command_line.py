@@ -196,7 +196,7 @@ def machine_from(settings: Settings, *, profile: str | None = None) -> Machine:
         flash_size=None if flash is None else require_accessible("--flash", flash, settings.cwd),
         virtio=_virtio(settings),
         kaslr_seed=settings.unsigned64("kaslr-seed"),
-        bootargs=_bootargs(settings),
+        bootargs=boot_text(settings).bootargs(),
         clock_frequency=settings.unsigned32("override-bad-firmware-cntfrq"),
         dump_dtb=settings.cwd / settings.values["dump-dtb"] if settings.values.get("dump-dtb") else None,
     )
@@ -311,20 +311,37 @@ def _console(settings: Settings) -> str:
     return settings.values.get("console", "serial")
 
 
-def _bootargs(settings: Settings) -> bytes | None:
-    """The kernel command line in the device tree; None for none."""
+@dataclass(frozen=True)
+class BootText:
+    """The parts of the kernel command line in the device tree.
+
+    `console` and `root` begin with a blank; `plain` leaves both out, and the blank before `params`.
+    """
+
+    console: bytes
+    root: bytes
+    params: bytes | None
+    plain: bool = False
+
+    def bootargs(self) -> bytes | None:
+        """The property's text; None for no property."""
+        if self.plain:
+            return self.params
+        text = self.console + self.root + (b"" if self.params is None else b" " + self.params)
+        return text[: _COMMAND_LINE_SIZE - 1]
+
+
+def boot_text(settings: Settings) -> BootText:
+    """What the options make of the kernel command line."""
     params = settings.values.get("params")
     user = None if params is None else os.fsencode(params)
-    if "firmware" in settings.values or settings.on("nodefaults"):
-        return user
-    text = _console_argument(settings)
+    plain = "firmware" in settings.values or settings.on("nodefaults")
+    root = b""
     if settings.disks.root_directory:
-        text += b" rw rootflags=trans=virtio,version=9p2000.L,cache=loose rootfstype=9p"
+        root = b" rw rootflags=trans=virtio,version=9p2000.L,cache=loose rootfstype=9p"
     elif b"root=" not in (user or b""):
-        text += b" root=/dev/vda rw "
-    if user is not None:
-        text += b" " + user
-    return text[: _COMMAND_LINE_SIZE - 1]
+        root = b" root=/dev/vda rw "
+    return BootText(_console_argument(settings), root, user, plain)
 
 
 def _console_argument(settings: Settings) -> bytes:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from islet_cli import _native
 from islet_cli.errors import InputError
 from islet_cli.launch.plan import LaunchPlan, lkvm_arguments
 from islet_cli.rim.command_line import machine_of
+from islet_cli.rim.machine import Machine
+
+if TYPE_CHECKING:
+    from islet_cli.rim.request import Request
 
 DTB_AREA_SIZE = 65536
 
@@ -52,6 +58,8 @@ class Measurement:
         regions: What was measured, in order.
         bootargs: The kernel command line in the device tree, outer blanks included; empty for none.
         dump_dtb: Where the command line asked for the device tree (`--dump-dtb`).
+        dialect: The order of steps: `measurer`, or `realm-measurements`, whose profile is the named host.
+        warnings: What the user should know about this RIM.
     """
 
     rim: bytes
@@ -62,6 +70,8 @@ class Measurement:
     regions: tuple[Region, ...]
     bootargs: str
     dump_dtb: Path | None = None
+    dialect: str = "measurer"
+    warnings: tuple[str, ...] = ()
 
     @property
     def dtb_sha256(self) -> str:
@@ -74,7 +84,7 @@ class Measurement:
         return int.from_bytes(self.dtb[4:8], "big")
 
     def to_json(self) -> dict[str, object]:
-        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions"}`."""
+        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions", "dialect", "warnings"}`."""
         return {
             "rim": self.rim.hex(),
             "hash_algo": self.hash_algo,
@@ -82,6 +92,8 @@ class Measurement:
             "profile": self.profile,
             "dtb_sha256": self.dtb_sha256,
             "regions": [dataclasses.asdict(region) for region in self.regions],
+            "dialect": self.dialect,
+            "warnings": list(self.warnings),
         }
 
 
@@ -99,12 +111,27 @@ def measure_arguments(
     Raises:
         InputError: kvmtool would refuse it, its RIM would depend on the host, or a file is missing.
     """
-    machine = machine_of(arguments, cwd=cwd or Path(), profile=profile)
+    return measure_machine(machine_of(arguments, cwd=cwd or Path(), profile=profile), threads=threads)
+
+
+@contextmanager
+def hinted() -> Iterator[None]:
+    """Give the errors of native code their mends."""
     try:
-        rim, dtb, regions = _native.rim.measure(machine, threads=threads)
+        yield
     except InputError as error:
         error.hint = error.hint or _HINTS.get(error.code)
         raise
+
+
+def measure_machine(machine: Machine, *, threads: int | None = None) -> Measurement:
+    """Measure a kvmtool launch that is understood already.
+
+    Raises:
+        InputError: A file is missing or unreadable, or something does not fit.
+    """
+    with hinted():
+        rim, dtb, regions = _native.rim.measure(machine, threads=threads)
     return Measurement(
         rim=rim,
         hash_algo=machine.hash_algo,
@@ -114,6 +141,32 @@ def measure_arguments(
         regions=tuple(Region(*region) for region in regions),
         bootargs=os.fsdecode(machine.bootargs or b""),
         dump_dtb=machine.dump_dtb,
+    )
+
+
+def measure_request(request: Request) -> Measurement:
+    """Measure whatever `request` asks for.
+
+    Raises:
+        InputError: The launch would be refused, what it does to the RIM is not known, or a file is missing.
+    """
+    from islet_cli.rim.request import understand
+
+    subject = understand(request)
+    if isinstance(subject, Machine):
+        return dataclasses.replace(measure_machine(subject), warnings=request.notes)
+    with hinted():
+        rim, regions, _, _ = _native.rim.measure_sequence(subject)
+    return Measurement(
+        rim=rim,
+        hash_algo=subject.hash_algo,
+        vmm=subject.vmm,
+        profile=request.host_name or "as given",
+        dialect=request.dialect,
+        dtb=subject.device_tree.content,
+        regions=tuple(Region(*region) for region in regions),
+        bootargs="",
+        warnings=(*request.notes, *subject.notes),
     )
 
 

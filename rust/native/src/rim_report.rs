@@ -238,6 +238,21 @@ impl Probe {
     }
 }
 
+/// The device-tree area of a kvmtool launch whose initrd lies at `initrd` (first address, end), wherever its files are.
+#[pyfunction]
+fn build_device_tree(
+    py: Python<'_>,
+    launch: Arguments,
+    initrd: Option<(u64, u64)>,
+) -> PyResult<Bytes> {
+    let machine = launch.launch()?.machine;
+    let range = initrd.map(|(start, end)| start..end);
+    let blob = machine
+        .device_tree(range)
+        .map_err(|error| raise(py, Family::Input, "device-tree", &error.to_string()))?;
+    Ok(bytes(py, &blob.area()))
+}
+
 /// Depth, name and properties of one node.
 type NodeTuple = (usize, String, Vec<(String, Bytes)>);
 
@@ -270,6 +285,7 @@ fn read_device_tree(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(explain, module)?)?;
     module.add_function(wrap_pyfunction!(measure_sequence, module)?)?;
+    module.add_function(wrap_pyfunction!(build_device_tree, module)?)?;
     module.add_function(wrap_pyfunction!(read_device_tree, module)?)?;
     module.add_class::<Probe>()
 }
