@@ -203,7 +203,9 @@ def inspect(
 def _command(described: dict[str, Any], upstream: bool) -> list[str]:
     from islet_cli.launch.plan import LaunchPlan, lkvm_arguments
 
-    arguments = ["lkvm", "run", *lkvm_arguments(LaunchPlan.from_json(described["launch"]), disks=described["disks"])]
+    plan = LaunchPlan.from_json(described["launch"])
+    measured = lkvm_arguments(plan, disks=described["disks"], metadata=described["metadata"])
+    arguments = ["lkvm", "run", *measured]
     if upstream and "-p" in arguments:
         position = arguments.index("-p") + 1
         arguments[position] = f'"{arguments[position]}"'

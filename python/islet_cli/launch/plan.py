@@ -140,6 +140,7 @@ def lkvm_arguments(
     disks: Sequence[str] | None = None,
     nics: Sequence[str] | None = None,
     vsock_cid: int = _ANY_CID,
+    metadata: str | None = None,
     measurer: bool = True,
 ) -> list[str]:
     """The arguments after `lkvm run` that this plan stands for.
@@ -149,6 +150,7 @@ def lkvm_arguments(
         disks: One `-d` value per disk of the plan; placeholders when None (their names are not measured).
         nics: One `-n` value per NIC of the plan; placeholders when None.
         vsock_cid: The context id; any but 0 measures the same.
+        metadata: The file of the realm metadata block; None for a realm without one. It is not measured.
         measurer: Include `--islet`, which the measurer knows and the launching kvmtool does not.
 
     An empty cmdline gives no `-p` at all, as upstream's null parameters do: kvmtool itself would
@@ -172,12 +174,39 @@ def lkvm_arguments(
     arguments += ["--sve-vl", str(plan.sve_vl)] if plan.sve_vl else ["--disable-sve"]
     arguments += ["--pmu"] if plan.pmu else []
     arguments += ["--pmu-counters", str(plan.pmu_counters)] if plan.pmu_counters else []
+    arguments += ["--metadata", metadata] if metadata else []
     arguments += ["--debug", "--realm", "--restricted_mem", f"--measurement-algo={plan.hash_algo}"]
     arguments += _personalization(plan)
     arguments += ["--islet"] if measurer and plan.profile == "islet" else []
     for value in disk_values:
         arguments += ["-d", value]
     return arguments
+
+
+def lkvm_command(
+    plan: LaunchPlan,
+    *,
+    program: str = "lkvm",
+    disks: Sequence[str],
+    nics: Sequence[str],
+    vsock_cid: int,
+    metadata: str | None,
+) -> list[str]:
+    """The process that launches a realm on a CCA host: program, `run`, and exactly what is measured.
+
+    Args:
+        plan: The launch.
+        program: kvmtool's `lkvm`.
+        disks: One `-d` value per disk, in the order of creation.
+        nics: One `-n` value per NIC.
+        vsock_cid: The realm's context id.
+        metadata: The file of the realm metadata block, when the realm has one.
+
+    Raises:
+        InputError: Disks, NICs or context id do not fit the plan (`launch`).
+    """
+    arguments = lkvm_arguments(plan, disks=disks, nics=nics, vsock_cid=vsock_cid, metadata=metadata, measurer=False)
+    return [program, "run", *arguments]
 
 
 def _personalization(plan: LaunchPlan) -> list[str]:

@@ -13,7 +13,7 @@ from islet_cli.config import Workspace
 from islet_cli.errors import InputError, IsletError, VerificationError
 from islet_cli.fsutil import make_private_directory, read_file
 from islet_cli.launch.manifest import Manifest
-from islet_cli.launch.plan import plan_of
+from islet_cli.launch.plan import LaunchPlan, plan_of
 from islet_cli.realm_image import bundle
 from islet_cli.realm_image.build import SBOM_NAME, STAMP_NAME
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PULL_NAME, RUNNING_NAME, METADATA_NAME = "reference-pull.json", "reference-running.json", "metadata.bin"
 KERNEL_NAME, INITRAMFS_NAME, LOCK_NAME = "vmlinuz", "initramfs.cpio.zst", "realm.lock"
+RIM_LOCK_NAME = "rim.lock"
 # The register that the image's configuration extends (`extend: rem0`).
 _EXTENDED = 0
 
@@ -86,6 +87,7 @@ def publish(
         bundle.RIM_NAME: rim.hex().encode() + b"\n",
         PULL_NAME: _reference(manifest, rim, "pull", []).to_bytes(),
     }
+    contents[RIM_LOCK_NAME] = _rim_lock(manifest, plan)
     if manifest.lock_path.is_file():
         contents[LOCK_NAME] = read_file(manifest.lock_path)
     listing = workspace.realm_dir(manifest.name) / SBOM_NAME
@@ -152,6 +154,16 @@ def _require_signer(workspace: Workspace, manifest: Manifest, key: PrivateKey) -
 def _manifest_text(manifest: Manifest) -> bytes:
     image = {"kernel": KERNEL_NAME, "initramfs": INITRAMFS_NAME, "lock": LOCK_NAME}
     return bundle.manifest_text(manifest, image).encode()
+
+
+def _rim_lock(manifest: Manifest, plan: LaunchPlan) -> bytes:
+    """What `islet rim check` compares with, for the bundle's own copies of manifest and image."""
+    from islet_cli.rim import lock
+    from islet_cli.rim.request import of_plan
+
+    names = {"manifest": bundle.MANIFEST_NAME, "kernel": KERNEL_NAME, "initrd": INITRAMFS_NAME}
+    request = of_plan(plan, source=str(manifest.path), manifest=manifest.path)
+    return lock.make(request, manifest.directory, names=names, contents={"manifest": _manifest_text(manifest)})
 
 
 def _verified(workspace: Workspace, apps: Sequence[tuple[Path, str | None]]) -> list[VerifiedImage]:

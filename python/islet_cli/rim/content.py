@@ -70,7 +70,7 @@ def _granules(differing: list[int], count: int, stride: int, file: File) -> str:
         else:
             ranges.append([number, number + 1])
     first = file.start - file.start % PAGE
-    unit = "granule" if stride == 1 else f"piece of {stride * PAGE >> 20} MiB"
+    unit = "granule" if stride == 1 else f"{stride * PAGE >> 20} MiB block"
     shown = []
     for start, end in ranges[:_SHOWN_RANGES]:
         offset = max(0, start * stride * PAGE - file.start % PAGE)

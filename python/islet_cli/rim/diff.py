@@ -15,6 +15,7 @@ from islet_cli.rim.content import Contents, contents_of
 from islet_cli.rim.explanation import Explanation, Group, Place, condensed_entries
 
 _FILES = ("kernel", "firmware", "initrd")
+_FILE_OPTIONS = ("kernel", "-k", "--kernel", "-i", "--initrd", "-f", "--firmware", "-kernel", "-initrd", "-bios")
 _PARAMETER_NAMES = {"s2sz": "s2sz (address bits)", "sve_vl": "sve_vl (quadwords - 1)"}
 
 
@@ -99,7 +100,9 @@ def _arguments(a: Explanation, b: Explanation) -> Iterator[Cause]:
         partner = next((other for other in come if _option(other) == _option(text)), None)
         if partner is not None:
             come.remove(partner)
-        yield Cause("argument", _option(text), text, partner)
+        # The name of a file is not measured; whether its content differs is told with the files.
+        if partner is None or _option(text) not in _FILE_OPTIONS:
+            yield Cause("argument", _option(text), text, partner)
     for text in come:
         yield Cause("argument", _option(text), None, text)
 

@@ -7,8 +7,10 @@ contents, so that the lock stays small and drift can still be located.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +87,13 @@ class Check:
         }
 
 
-def make(request: Request, directory: Path, *, names: dict[str, str] | None = None) -> bytes:
+def make(
+    request: Request,
+    directory: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    contents: Mapping[str, bytes] | None = None,
+) -> bytes:
     """The lock file of a request.
 
     Args:
@@ -93,9 +101,13 @@ def make(request: Request, directory: Path, *, names: dict[str, str] | None = No
         directory: Where the lock file will stand.
         names: Other file names to write, by what the file is (`manifest`, `kernel`, `initrd`): a bundle
             holds the files under names of its own.
+        contents: What such a file will hold, where that is not what the request's own file holds.
+
+    Raises:
+        InputError: The request cannot be measured.
     """
     explanation = explain(request)
-    names = names or {}
+    names, contents = names or {}, contents or {}
     files = {file.what: Path(file.path) for file in explanation.files}
     if request.manifest is not None:
         files = {"manifest": request.manifest, **files}
@@ -105,8 +117,8 @@ def make(request: Request, directory: Path, *, names: dict[str, str] | None = No
         Input(
             what=what,
             path=names.get(what) or _relative(path, request.cwd, directory),
-            size=path.stat().st_size,
-            sha256=file_sha256(path),
+            size=len(contents[what]) if what in contents else path.stat().st_size,
+            sha256=hashlib.sha256(contents[what]).hexdigest() if what in contents else file_sha256(path),
         )
         for what, path in files.items()
     ]

@@ -162,7 +162,9 @@ def _cause_lines(cause: Cause) -> Iterator[str]:
     else:
         absent = "absent" if cause.kind != "argument" else "(none)"
         old, new = cause.old or absent, cause.new or absent
-        if len(old) + len(new) > 80:
+        if cause.kind == "argument":
+            yield f"{old} -> {new}"
+        elif len(old) + len(new) > 80:
             yield f"{cause.where}:"
             yield f"    - {old}"
             yield f"    + {new}"

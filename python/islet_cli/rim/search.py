@@ -19,6 +19,7 @@ from islet_cli.rim.measure import hinted
 from islet_cli.rim.request import MEASURER, Request
 
 MAX_CHANGES = 3
+_EXHAUSTIVE = 2
 _MEMORY_MIB = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 _CPUS = (*range(1, 17), 24, 32)
 _MAX_DEVICES = 12
@@ -95,6 +96,9 @@ def search(request: Request, rim: str, *, changes: int = MAX_CHANGES) -> Result:
             tried += 1
             if probe.rim(guess.finished()) == wanted:
                 found.append((*fixed, *labels))
+                # With many changes the first find is as good as any, and the rest would take long.
+                if count > _EXHAUSTIVE:
+                    break
         if found:
             break
     return Result(rim, tuple(found), tried)
@@ -152,9 +156,9 @@ def _field(name: str, values: Sequence[tuple[object, str]], machine: Machine) ->
 def _devices(machine: Machine) -> Iterator[Suspect]:
     """Disks, NICs, vsock, … all look alike: only their number and transport count."""
     now = len(machine.virtio)
-    for transport in ("pci", "mmio"):
+    for transport, counts in (("pci", range(_MAX_DEVICES + 1)), ("mmio", range(max(0, now - 1), now + 2))):
         values = []
-        for count in range(_MAX_DEVICES + 1):
+        for count in counts:
             more = f"{abs(count - now)} {'more' if count > now else 'fewer'} disks, NICs or other virtio devices"
             note = "" if transport in machine.virtio or not machine.virtio else f", all by {transport}"
             values.append(([transport] * count, (more if count != now else "the same virtio devices") + note))

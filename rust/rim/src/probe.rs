@@ -21,6 +21,7 @@ const MAX_PREFIXES: usize = 4096;
 pub struct Probe {
     base: Launch,
     base_layout: Layout,
+    opened: Opened,
     /// Content digests of the granules of kernel or firmware, and of the initrd.
     main: Vec<Field>,
     initrd: Vec<Field>,
@@ -55,11 +56,13 @@ impl Probe {
             }
         };
         launch::measure(&base, None, &mut observer)?;
-        let base_layout = layout_of(&base)?.0;
+        let opened = Opened::open(&base.boot)?;
+        let base_layout = layout_of(&base, &opened)?.0;
         let algorithm = base.params.algorithm;
         Ok(Self {
             base,
             base_layout,
+            opened,
             main,
             initrd,
             prefixes: HashMap::new(),
@@ -73,7 +76,10 @@ impl Probe {
     /// # Errors
     /// The variant would be refused at launch.
     pub fn rim(&mut self, variant: &Launch) -> Result<Vec<u8>, Error> {
-        let (layout, initrd) = layout_of(variant)?;
+        if variant.boot != self.base.boot {
+            return Ok(launch::measure(variant, None, &mut ())?.rim);
+        }
+        let (layout, initrd) = layout_of(variant, &self.opened)?;
         if !self.is_aligned_with(variant, &layout) {
             return Ok(launch::measure(variant, None, &mut ())?.rim);
         }
@@ -97,8 +103,7 @@ impl Probe {
         let offset = |address: Option<u64>| address.map(|address| address % GRANULE_SIZE);
         let first = |address: u64| address - address % GRANULE_SIZE;
         let main_end = first(layout.entry) + (self.main.len() * PAGE) as u64;
-        variant.boot == self.base.boot
-            && variant.params.algorithm == self.base.params.algorithm
+        variant.params.algorithm == self.base.params.algorithm
             && offset(Some(layout.entry)) == offset(Some(self.base_layout.entry))
             && offset(layout.initrd) == offset(self.base_layout.initrd)
             && layout.initrd.map_or(true, |start| main_end <= first(start))
@@ -156,9 +161,11 @@ fn extend(rim: &mut Rim, address: u64, contents: &[Field]) -> u64 {
 }
 
 /// Where everything of a launch stands, and the initrd's addresses.
-fn layout_of(launch: &Launch) -> Result<(Layout, Option<std::ops::Range<u64>>), Error> {
+fn layout_of(
+    launch: &Launch,
+    opened: &Opened,
+) -> Result<(Layout, Option<std::ops::Range<u64>>), Error> {
     let ram = Ram::new(launch.machine.ram_base, launch.machine.ram_size)?;
-    let opened = Opened::open(&launch.boot)?;
     let layout = opened.layout(&ram, &launch.boot)?;
     let initrd = layout.initrd.zip(opened.initrd.as_ref());
     let range = initrd.map(|(start, file)| start..start + file.size());
