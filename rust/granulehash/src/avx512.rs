@@ -20,7 +20,7 @@ struct Wide(__m512i);
 
 macro_rules! xor {
     ($a:expr, $b:expr, $c:expr) => {
-        _mm512_ternarylogic_epi64::<XOR>($a, $b, $c)
+        _mm512_ternarylogic_epi32::<XOR>($a, $b, $c)
     };
 }
 
@@ -30,13 +30,13 @@ macro_rules! bitwise {
         #[inline(always)]
         unsafe fn choose(self, f: Self, g: Self) -> Self {
             // SAFETY: the caller's: AVX-512F.
-            Self(unsafe { _mm512_ternarylogic_epi64::<CHOOSE>(self.0, f.0, g.0) })
+            Self(unsafe { _mm512_ternarylogic_epi32::<CHOOSE>(self.0, f.0, g.0) })
         }
 
         #[inline(always)]
         unsafe fn majority(self, b: Self, c: Self) -> Self {
             // SAFETY: the caller's: AVX-512F.
-            Self(unsafe { _mm512_ternarylogic_epi64::<MAJORITY>(self.0, b.0, c.0) })
+            Self(unsafe { _mm512_ternarylogic_epi32::<MAJORITY>(self.0, b.0, c.0) })
         }
     };
 }

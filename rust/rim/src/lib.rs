@@ -3,6 +3,7 @@
 //! * [`rmm`]: the monitor's side: realm parameters, descriptors, the running measurement.
 //! * [`layout`]: the VMM's side: where kernel, initrd and device tree stand in RAM.
 //! * [`payload`]: bounded reads of the measured files; no file is ever held in memory.
+//! * [`digest`]: content digests on all processors, in order.
 //! * [`recorder`]: extends the RIM region by region, and tells an [`observer`] of every step.
 //! * [`launch`]: the two together, step by step in the order in which kvmtool launches a realm.
 //! * [`dialect`]: the other order of steps, that of the Realm Virtual Machine specification.
@@ -12,6 +13,8 @@
 //! | --- | --- | --- |
 //! | a kernel header with absurd sizes wraps an address | checked arithmetic, [`layout::MAX_HEADER_VALUE`] | `layout::tests::never_panics` |
 //! | a file changes while it is measured | a short read is [`Error::Changed`] | `payload::tests::a_shrinking_file_is_noticed` |
+//! | a huge image fills the memory | a few batches of 48 granules per thread | `digest::tests::more_batches_than_may_wait` |
+//! | a thread that fails leaves the others waiting | failures and panics close the queue | `digest::tests::a_file_that_shrinks_ends_all_threads` |
 //! | a pipe or device as kernel hangs the measurement | only regular files, [`Error::NotAFile`] | `payload::tests::only_regular_files` |
 
 #![forbid(unsafe_code)]
@@ -19,6 +22,7 @@
 use std::path::{Path, PathBuf};
 
 pub mod dialect;
+pub mod digest;
 pub mod launch;
 pub mod layout;
 pub mod observer;

@@ -108,8 +108,12 @@ impl GuestMemory {
     /// # Errors
     /// See [`Payload::read`].
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        buffer.fill(0);
         let end = address + buffer.len() as u64;
+        let covers =
+            |(start, payload): &(u64, Payload)| *start <= address && end <= start + payload.size();
+        if !self.loaded.iter().any(covers) {
+            buffer.fill(0);
+        }
         for (start, payload) in &self.loaded {
             let from = address.max(*start);
             let to = end.min(start + payload.size());

@@ -2,6 +2,9 @@
 
 use std::num::NonZeroUsize;
 
+use islet_granulehash::Kernel;
+
+use crate::digest::Hasher;
 use crate::launch::{Region, RegionKind};
 use crate::observer::{Observer, Operation, Step};
 use crate::payload::{GuestMemory, Payload};
@@ -9,14 +12,13 @@ use crate::rmm::{RealmParams, Rim, FIELD_SIZE, FLAG_MEASURED};
 use crate::{Error, GRANULE_SIZE};
 
 const PAGE: usize = GRANULE_SIZE as usize;
-/// Memory is read in pieces of this size.
-const CHUNK: usize = 64 * PAGE;
 
 /// The running RIM, the guest memory that is measured into it, and the regions so far.
 pub struct Recorder<'a> {
     rim: Rim,
     memory: GuestMemory,
     regions: Vec<Region>,
+    hasher: Hasher,
     observer: &'a mut dyn Observer,
 }
 
@@ -34,12 +36,13 @@ impl<'a> Recorder<'a> {
     }
 
     /// Like [`Recorder::create`], from a RIM of which only the realm parameters are known.
-    pub fn start(rim: Rim, _threads: Option<NonZeroUsize>, observer: &'a mut dyn Observer) -> Self {
+    pub fn start(rim: Rim, threads: Option<NonZeroUsize>, observer: &'a mut dyn Observer) -> Self {
         observer.step(&Step {
             operation: Operation::Create,
             rim: rim.value(),
         });
         Self {
+            hasher: Hasher::new(Kernel::best(rim.algorithm().into()), threads),
             rim,
             memory: GuestMemory::default(),
             regions: Vec::new(),
@@ -56,15 +59,16 @@ impl<'a> Recorder<'a> {
         let start = address - address % GRANULE_SIZE;
         let end = (address + payload.size()).next_multiple_of(GRANULE_SIZE);
         self.memory.load(address, payload);
-        let mut buffer = vec![0; CHUNK];
-        let mut position = start;
-        while position < end {
-            let piece = &mut buffer
-                [..usize::try_from(end - position).map_or(CHUNK, |left| left.min(CHUNK))];
-            self.memory.read(position, piece)?;
-            self.granules(kind, position, piece);
-            position += piece.len() as u64;
-        }
+        let Self {
+            rim,
+            memory,
+            observer,
+            hasher,
+            ..
+        } = self;
+        hasher.digest_memory(memory, start..end, |ipa, digests| {
+            extend(rim, *observer, kind, ipa, digests);
+        })?;
         self.regions.push(Region {
             kind,
             start,
@@ -106,7 +110,8 @@ impl<'a> Recorder<'a> {
 
     /// Measure `content`, a multiple of a page, at the page `start`.
     pub fn area(&mut self, kind: RegionKind, start: u64, content: &[u8]) {
-        self.granules(kind, start, content);
+        let digests = self.hasher.digest(content.as_chunks().0);
+        extend(&mut self.rim, self.observer, kind, start, &digests);
         self.regions.push(Region {
             kind,
             start,
@@ -152,21 +157,27 @@ impl<'a> Recorder<'a> {
     pub fn finish(self) -> (Vec<u8>, Vec<Region>) {
         (self.rim.value().to_vec(), self.regions)
     }
+}
 
-    /// `content` is a multiple of a page, and so is `start`.
-    fn granules(&mut self, kind: RegionKind, start: u64, content: &[u8]) {
-        for (granule, ipa) in content.chunks_exact(PAGE).zip((start..).step_by(PAGE)) {
-            let content = self.rim.algorithm().digest(granule);
-            self.rim.extend_data(ipa, &content);
-            self.observer.step(&Step {
-                operation: Operation::Data {
-                    region: kind,
-                    ipa,
-                    flags: FLAG_MEASURED,
-                    content: &content[..self.rim.algorithm().size()],
-                },
-                rim: self.rim.value(),
-            });
-        }
+/// RMI_DATA_CREATE of the granules from `start` on that have these digests.
+fn extend(
+    rim: &mut Rim,
+    observer: &mut dyn Observer,
+    kind: RegionKind,
+    start: u64,
+    digests: &[[u8; FIELD_SIZE]],
+) {
+    let size = rim.algorithm().size();
+    for (content, ipa) in digests.iter().zip((start..).step_by(PAGE)) {
+        rim.extend_data(ipa, content);
+        observer.step(&Step {
+            operation: Operation::Data {
+                region: kind,
+                ipa,
+                flags: FLAG_MEASURED,
+                content: &content[..size],
+            },
+            rim: rim.value(),
+        });
     }
 }

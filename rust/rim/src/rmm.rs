@@ -3,6 +3,7 @@
 //! Source: Realm Management Monitor specification 1.0-EAC5, A7.1 (Realm measurements), B4.4
 //! (RmiRealmParams, RmmMeasurementDescriptorData, -Rec, -Ripas).
 
+use islet_granulehash::Algorithm;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::{Error, GRANULE_SIZE};
@@ -63,6 +64,15 @@ impl HashAlgorithm {
         match self {
             Self::Sha256 => 0,
             Self::Sha512 => 1,
+        }
+    }
+}
+
+impl From<HashAlgorithm> for Algorithm {
+    fn from(algorithm: HashAlgorithm) -> Self {
+        match algorithm {
+            HashAlgorithm::Sha256 => Self::Sha256,
+            HashAlgorithm::Sha512 => Self::Sha512,
         }
     }
 }
