@@ -70,7 +70,7 @@ def test_a_debian_with_nginx_serves_its_page_from_a_realm(
     layout = tmp_path / "nginx"
     built = islet(
         "image", "build", root_file_system, "-o", layout, "--name", "nginx", "--json",
-        "--entrypoint", "/usr/sbin/nginx", "--cmd", "-g", "--cmd", "daemon off;",
+        "--entrypoint", "/usr/sbin/nginx", "--cmd", "-g 'daemon off;'",
     ).json()  # fmt: skip
     assert built["unpacked_bytes"] > 80_000_000
     islet("sign", layout)

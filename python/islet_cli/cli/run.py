@@ -35,19 +35,22 @@ def run(
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="K=V", help="Environment, part of the signed image.")
     ] = None,
-    entrypoint: Annotated[str | None, typer.Option("--entrypoint", help="The program inside a directory.")] = None,
+    entrypoint: Annotated[
+        str | None, typer.Option("--entrypoint", help="What to start in it: shell words, or a JSON list.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the realm running at the end.")] = False,
     workspace: WorkspaceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run an application in a realm: build, sign, publish, provision, start, stream its output, return its code."""
     from islet_cli.developer import run as library
+    from islet_cli.oci.words import split_words
     from islet_cli.progress import bar
 
     options = library.Options(
         path=path,
         name=name,
-        entrypoint=[entrypoint] if entrypoint else (),
+        entrypoint=() if entrypoint is None else split_words(entrypoint, what="--entrypoint"),
         arguments=arguments or (),
         env=env or (),
         publish=[_port_pair(item) for item in publish or ()],
