@@ -63,7 +63,7 @@ impl Mapping {
             return Err(Error::SectorSize(options.sector_size));
         }
         let unit = u64::from(options.sector_size) / UNIT;
-        if options.iv_offset % unit != 0 {
+        if !options.iv_offset.is_multiple_of(unit) {
             return Err(Error::Alignment {
                 what: "an IV offset",
                 value: options.iv_offset,
@@ -74,7 +74,11 @@ impl Mapping {
             Mode::Cbc => ("16, 24 or 32", key.len()),
             Mode::Xts => (
                 "32, 48 or 64",
-                if key.len() % 2 == 0 { key.len() / 2 } else { 0 },
+                if key.len().is_multiple_of(2) {
+                    key.len() / 2
+                } else {
+                    0
+                },
             ),
         };
         let wrong = || Error::KeySize {
@@ -152,14 +156,14 @@ impl Mapping {
     ) -> Result<(), Error> {
         let size = self.sector_size();
         let step = size / UNIT;
-        if first % step != 0 {
+        if !first.is_multiple_of(step) {
             return Err(Error::Alignment {
                 what: "a sector number",
                 value: first,
                 unit: step,
             });
         }
-        if data.len() as u64 % size != 0 {
+        if !(data.len() as u64).is_multiple_of(size) {
             return Err(Error::Alignment {
                 what: "a length",
                 value: data.len() as u64,

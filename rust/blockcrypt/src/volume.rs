@@ -27,7 +27,7 @@ impl<'a> Volume<'a> {
     /// # Errors
     /// `size` is not a multiple of the crypto sector, or the range overflows.
     pub fn new(mapping: &'a Mapping, file: &'a File, start: u64, size: u64) -> Result<Self, Error> {
-        if size % mapping.sector_size() != 0 {
+        if !size.is_multiple_of(mapping.sector_size()) {
             return Err(Error::Alignment {
                 what: "a volume size",
                 value: size,
@@ -75,7 +75,7 @@ impl<'a> Volume<'a> {
         for part in data.chunks(CHUNK) {
             let (first, mut sectors) = self.covering(position, part.len());
             let skip = to_usize(position - first);
-            if skip != 0 || part.len() as u64 % size != 0 {
+            if skip != 0 || !(part.len() as u64).is_multiple_of(size) {
                 self.load(first, &mut sectors)?;
             }
             sectors[skip..skip + part.len()].copy_from_slice(part);

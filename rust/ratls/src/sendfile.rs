@@ -56,7 +56,7 @@ impl Store {
         }
         if offset
             .checked_add(length)
-            .map_or(true, |end| end > status.len())
+            .is_none_or(|end| end > status.len())
         {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,

@@ -94,7 +94,7 @@ pub fn blocks(base: u64, top: u64, sizes: u64) -> impl Iterator<Item = (u64, u64
         let size = (0..u64::BITS)
             .rev()
             .map(|bit| 1 << bit)
-            .find(|size| sizes & size != 0 && position % size == 0 && *size <= left)
+            .find(|size| sizes & size != 0 && position.is_multiple_of(*size) && *size <= left)
             .unwrap_or(left);
         let start = position;
         position += size;

@@ -92,7 +92,7 @@ impl Ram {
         if base < DEFAULT_RAM_BASE {
             return Err(LayoutError::RamBaseLow(base));
         }
-        if base % GRANULE_SIZE != 0 {
+        if !base.is_multiple_of(GRANULE_SIZE) {
             return Err(LayoutError::RamBaseUnaligned(base));
         }
         let end = base
@@ -176,9 +176,9 @@ impl Layout {
             size: kernel_size,
         };
         let limit = ram.low_limit().ok_or(LayoutError::DeviceTree)?;
-        if !limit
+        if limit
             .checked_sub(entry)
-            .is_some_and(|room| kernel_size <= room)
+            .is_none_or(|room| kernel_size > room)
         {
             return Err(no_room);
         }
@@ -221,7 +221,7 @@ impl Layout {
         } else {
             ram.end.checked_sub(entry)
         };
-        if !room.is_some_and(|room| size <= room) {
+        if room.is_none_or(|room| size > room) {
             return Err(LayoutError::Firmware { start: entry, size });
         }
         let memory_size = header.map_or(size, |header| header.image_size);

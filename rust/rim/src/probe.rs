@@ -106,7 +106,7 @@ impl Probe {
         variant.params.algorithm == self.base.params.algorithm
             && offset(Some(layout.entry)) == offset(Some(self.base_layout.entry))
             && offset(layout.initrd) == offset(self.base_layout.initrd)
-            && layout.initrd.map_or(true, |start| main_end <= first(start))
+            && layout.initrd.is_none_or(|start| main_end <= first(start))
     }
 
     /// The RIM when everything before the device tree is measured.

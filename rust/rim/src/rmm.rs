@@ -110,7 +110,7 @@ impl RealmParams {
         let mut flags = 0;
         let mut sve_vl = 0;
         if self.sve_vl_bits != 0 {
-            if self.sve_vl_bits % 128 != 0 {
+            if !self.sve_vl_bits.is_multiple_of(128) {
                 return Err(Error::SveVectorLength(self.sve_vl_bits));
             }
             flags |= FLAG_SVE;
