@@ -33,7 +33,9 @@ impl Family {
 /// Build the exception of `family` with its stable `code` and one-line `message`.
 pub fn raise(py: Python<'_>, family: Family, code: &str, message: &str) -> PyErr {
     let build = || -> PyResult<PyErr> {
-        let class = py.import("islet_cli.errors")?.getattr(family.class_name())?;
+        let class = py
+            .import("islet_cli.errors")?
+            .getattr(family.class_name())?;
         let kwargs: Bound<'_, PyDict> = [("code", code)].into_py_dict(py)?;
         Ok(PyErr::from_value(class.call((message,), Some(&kwargs))?))
     };

@@ -8,17 +8,22 @@ use pyo3::prelude::*;
 
 mod blockcrypt;
 mod error;
+mod granulehash;
 mod guest;
 mod layers;
 mod ratls;
 mod rim;
 mod rim_report;
 
+/// Fills a submodule.
+type Register = fn(&Bound<'_, PyModule>) -> PyResult<()>;
+
 /// The extension module.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let register: [(&str, fn(&Bound<'_, PyModule>) -> PyResult<()>); 5] = [
+    let register: [(&str, Register); 6] = [
         ("blockcrypt", blockcrypt::register),
+        ("granulehash", granulehash::register),
         ("guest", guest::register),
         ("layers", layers::register),
         ("ratls", ratls::register),
