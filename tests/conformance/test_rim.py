@@ -13,7 +13,9 @@ import rim_payloads
 import vectors
 
 from islet_cli.errors import InputError
+from islet_cli.rim.explain import explain
 from islet_cli.rim.measure import DTB_AREA_SIZE, Measurement, measure_arguments
+from islet_cli.rim.request import of_command_line
 
 CASES: list[dict[str, Any]] = vectors.load("ISLET_VECTORS_RIM")
 
@@ -52,6 +54,16 @@ def test_vector(case: dict[str, Any], payloads: Path) -> None:
     assert measurement.dtb_sha256 == case["dtb_sha256"]
     assert measurement.rim.hex() == case["rim"]
     assert (measurement.hash_algo, measurement.profile) == (case["hash_algo"], case["profile"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.get("error")], ids=lambda case: case["name"])
+def test_every_vector_is_explained(case: dict[str, Any], payloads: Path) -> None:
+    """The explanation measures the same, and reads the device tree as it was written."""
+    explanation = explain(of_command_line(case["args"], cwd=payloads))
+    assert explanation.rim == case["rim"] == explanation.groups[-1].rim
+    assert explanation.device_tree.area_sha256 == case["dtb_sha256"]
+    assert len(explanation.tree.blob) == case["dtb_totalsize"]
+    assert len(explanation.arguments) <= len(case["args"])
 
 
 @pytest.fixture(scope="session")

@@ -84,17 +84,20 @@ class Measurement:
         return int.from_bytes(self.dtb[4:8], "big")
 
     def to_json(self) -> dict[str, object]:
-        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions", "dialect", "warnings"}`."""
-        return {
+        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions"}`, with `dialect` and `warnings` when needed."""
+        value: dict[str, object] = {
             "rim": self.rim.hex(),
             "hash_algo": self.hash_algo,
             "vmm": self.vmm,
             "profile": self.profile,
             "dtb_sha256": self.dtb_sha256,
             "regions": [dataclasses.asdict(region) for region in self.regions],
-            "dialect": self.dialect,
-            "warnings": list(self.warnings),
         }
+        if self.dialect != "measurer":
+            value["dialect"] = self.dialect
+        if self.warnings:
+            value["warnings"] = list(self.warnings)
+        return value
 
 
 def measure_arguments(

@@ -114,8 +114,7 @@ def checked(sequence: Sequence) -> Sequence:
             hint="name the host, for example --host fvp --host rmm-1.0-eac5, or --set KEY=VALUE",
         )
     end = sequence.ram_base + sequence.ram_size
-    # The upper half of the realm's address space is not protected.
-    if end > 1 << (sequence.ipa_bits - 1):
+    if end > 1 << sequence.ipa_bits:
         raise InputError(f"RAM up to {end:#x} does not fit into {sequence.ipa_bits} IPA bits", code="layout")
     for part in sequence.parts:
         inside = part.kind == "firmware" or (sequence.ram_base <= part.start and part.start + part.size <= end)
