@@ -59,6 +59,10 @@ class RegistrySettings(_Strict, frozen=True):
     )
     reference: list[str] = msgspec.field(default_factory=lambda: [".islet/published/*/reference-pull.json"])
     allow_emulated: bool = False
+    # "socket": one below the run directory; else a socket's path, ADDR:PORT, or "off".
+    push_listen: str = "socket"
+    push_htpasswd: str = ""
+    push_tls: Literal["none", "tls"] = "none"
 
 
 class WardenSettings(_Strict, frozen=True):

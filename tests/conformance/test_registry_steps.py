@@ -1,25 +1,33 @@
-"""The recorded HTTP steps of both OCI conformance suites, against a server that serves pulls.
+"""The recorded HTTP steps of both OCI conformance suites.
 
-Steps that read must be answered as recorded. Steps that write are sent too, to see that they are refused in
-order; where they should have changed something, the change is then made through files, as `islet registry
-add` would, so that the reading steps after them find what they expect.
+Against the push listener, on its Unix socket and on TCP with a password, every step must be answered as
+recorded. Against the pull listener the steps that read must be, and those that write must be refused; where
+they should have changed something, the change is made through files, as `islet registry add` would, so that
+the reading steps after them find what they expect.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import re
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import pytest
 import vectors
 
 from islet_cli.oci.descriptor import MEDIA_CONFIG, MEDIA_INDEX, MEDIA_LAYER, MEDIA_MANIFEST
+from islet_cli.oci.layout import load
+from islet_cli.registry import store
+from islet_cli.registry.push_listener import PushOptions
 from islet_cli.registry.server import ServeOptions, running
 
 SUITE = vectors.images("registry", "steps.json") or {"steps": [], "content": {}}
@@ -28,10 +36,9 @@ STEPS = SUITE["steps"]
 
 Step = dict[str, Any]
 
-# Reading steps whose state cannot be made through files.
-BEYOND_FILES = {
-    "delete.referrer_gone": "an index still names the deleted manifest: a layout like that does not load",
-}
+# A reading step whose state cannot be made through files: an index still names the deleted manifest, and a
+# layout like that does not load.
+BEYOND_FILES = {"delete.referrer_gone"}
 
 
 def content(expression: str) -> bytes:
@@ -157,24 +164,52 @@ class Files:
             del repository.tags[reference]
 
 
-def send(address: str, step: Step) -> tuple[http.client.HTTPResponse, bytes]:
-    path = step["path"].replace("{u}", "/v2/conf/repo1/blobs/uploads/none")
-    if "query" in step:
-        path += "?" + urlencode(step["query"], doseq=True)
-    connection = http.client.HTTPConnection(address, timeout=20)
-    try:
-        connection.putrequest(step["method"], path, skip_accept_encoding=True)
-        for key, value in step.get("headers", {}).items():
-            if key != "Content-Length":
-                connection.putheader(key, value)
-        data = body_of(step)
-        if step["method"] not in ("GET", "HEAD"):
-            connection.putheader("Content-Length", str(len(data)))
-        connection.endheaders(data or None)
-        response = connection.getresponse()
-        return response, response.read()
-    finally:
-        connection.close()
+class Socket(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+@dataclass
+class Client:
+    """Sends steps in order and remembers the location of the upload under way."""
+
+    address: str
+    authorization: str | None = None
+    location: str = "/v2/conf/repo1/blobs/uploads/none"
+
+    def connect(self) -> http.client.HTTPConnection:
+        if "/" not in self.address:
+            return http.client.HTTPConnection(self.address, timeout=20)
+        connection = Socket("localhost", timeout=20)
+        connection.host = self.address
+        return connection
+
+    def send(self, step: Step) -> tuple[http.client.HTTPResponse, bytes]:
+        path = step["path"].replace("{u}", self.location)
+        if "query" in step:
+            path += ("&" if "?" in path else "?") + urlencode(step["query"], doseq=True)
+        with contextlib.closing(self.connect()) as connection:
+            connection.putrequest(step["method"], path, skip_accept_encoding=True)
+            for key, value in step.get("headers", {}).items():
+                if key != "Content-Length":
+                    connection.putheader(key, value)
+            if self.authorization is not None:
+                connection.putheader("Authorization", self.authorization)
+            data = body_of(step)
+            if step["method"] not in ("GET", "HEAD"):
+                connection.putheader("Content-Length", str(len(data)))
+            connection.endheaders(data or None)
+            response = connection.getresponse()
+            body = response.read()
+        if "save_location_as" in step and "Location" in response.headers:
+            base = "http://x" + path
+            resolved = urlsplit(urljoin(base, response.headers["Location"]))
+            self.location = resolved.path + (f"?{resolved.query}" if resolved.query else "")
+        return response, body
 
 
 def difference(step: Step, response: http.client.HTTPResponse, body: bytes) -> str | None:
@@ -185,8 +220,9 @@ def difference(step: Step, response: http.client.HTTPResponse, body: bytes) -> s
         if key not in response.headers:
             return f"no header {key}"
     for key, value in step.get("headers_equal", {}).items():
-        if response.headers[key] != value:
-            return f"{key} is {response.headers[key]!r}, not {value!r}"
+        found = response.headers[key]
+        if (urlsplit(found or "").path if key == "Location" else found) != value:
+            return f"{key} is {found!r}, not {value!r}"
     if "response_body" in step and body != content(step["response_body"]):
         return f"another body: {body[:200]!r}"
     if "error_codes" in step and json.loads(body)["errors"][0]["code"] not in step["error_codes"]:
@@ -203,25 +239,74 @@ def normal(document: Any) -> Any:
     return document
 
 
+@dataclass
+class Run:
+    """What came of all steps, sent once in order to one server, and its store."""
+
+    root: Path
+    differences: dict[str, str | None]
+
+
+PASSWORD = "correct horse"
+# htpasswd -nbB -C 4 tester "correct horse"
+HTPASSWD = b"tester:$2b$04$AFoGuNppa1LW3BH./9w9MeDmZSRUjfwlYTIiMmepes1brsRvEAhzq\n"
+
+
+def push_options(kind: str, directory: Path) -> PushOptions:
+    if kind == "socket":
+        return PushOptions(str(directory / "push.sock"))
+    file = directory / "htpasswd"
+    file.write_bytes(HTPASSWD)
+    return PushOptions("127.0.0.1:0", htpasswd=file)
+
+
+@pytest.fixture(scope="module", params=["socket", "tcp"])
+def pushed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The steps on the push listener."""
+    root, directory = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("run")
+    options = ServeOptions(root, "127.0.0.1:0", "none", push=push_options(request.param, directory))
+    with running(options, directory) as server:
+        assert server.push_address is not None
+        basic = "Basic " + base64.b64encode(f"tester:{PASSWORD}".encode()).decode()
+        client = Client(server.push_address, None if request.param == "socket" else basic)
+        return Run(root, {step["id"]: difference(step, *client.send(step)) for step in STEPS})
+
+
+@pytest.mark.parametrize("step", STEPS, ids=[step["id"] for step in STEPS])
+def test_step(step: Step, pushed: Run) -> None:
+    assert pushed.differences[step["id"]] is None
+
+
+def test_the_steps_leave_layouts_that_load(pushed: Run) -> None:
+    assert {name for name, error, _ in store.check(pushed.root) if error is None} == {"conf/repo1", "conf/repo2"}
+    assert load(pushed.root / "conf/repo1").tags.keys() == {"multi", "nd", "v3"}
+
+
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    """Every step sent once, in order, to one server."""
+def pulled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[str | None, int]]]:
+    """The steps on the pull listener: how each answer differs, and its status."""
     root = tmp_path_factory.mktemp("store")
     files = Files(root)
     found = {}
     with running(ServeOptions(root, "127.0.0.1:0", "none"), tmp_path_factory.mktemp("run")) as server:
+        client = Client(server.address)
         for step in STEPS:
-            found[step["id"]] = difference(step, *send(server.address, step))
+            response, body = client.send(step)
+            found[step["id"]] = (difference(step, response, body), response.status)
             if writes(step):
                 files.apply(step)
-    return found
+    yield found
 
 
-@pytest.mark.parametrize("step", STEPS, ids=[step["id"] for step in STEPS])
-def test_step(step: Step, differences: dict[str, str | None]) -> None:
-    problem = differences[step["id"]]
-    if problem is not None and writes(step):
-        pytest.xfail(f"registry issue: pushing and deleting are not there yet ({problem})")
-    if problem is not None and step["id"] in BEYOND_FILES:
-        pytest.xfail(f"registry issue: {BEYOND_FILES[step['id']]}")
-    assert problem is None
+READING = [step for step in STEPS if not writes(step) and step["id"] not in BEYOND_FILES]
+WRITING = [step for step in STEPS if writes(step)]
+
+
+@pytest.mark.parametrize("step", READING, ids=[step["id"] for step in READING])
+def test_reading_step_on_the_pull_listener(step: Step, pulled: dict[str, tuple[str | None, int]]) -> None:
+    assert pulled[step["id"]][0] is None
+
+
+@pytest.mark.parametrize("step", WRITING, ids=[step["id"] for step in WRITING])
+def test_writing_step_is_refused_on_the_pull_listener(step: Step, pulled: dict[str, tuple[str | None, int]]) -> None:
+    assert pulled[step["id"]][1] in (400, 404, 405)

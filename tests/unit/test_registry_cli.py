@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -49,6 +50,7 @@ def test_life_of_the_background_service(run: Run, workspace: Path, tmp_path: Pat
     again = run("serve")
     assert again.returncode == 3 and "runs already" in again.stderr
     assert json.loads(run("status", "--json").stdout) == started
+    assert stat.S_IMODE(Path(started["push"]).stat().st_mode) == 0o600
     assert json.loads(run("down", "--json").stdout) == {"stopped": True}
     assert json.loads(run("status", "--json").stdout) == {"running": False}
     left = [path for path in (tmp_path / "run").rglob("*") if not path.is_dir() and path.suffix != ".lock"]
@@ -68,7 +70,9 @@ def test_contents(run: Run, tmp_path: Path) -> None:
     victim.unlink()
     checked = run("check", "--json")
     assert checked.returncode == 1 and json.loads(checked.stdout)[0]["error"]["code"] == "blob_missing"
+    assert run("gc").returncode == 1
     assert json.loads(run("remove", "app", "--json").stdout)["removed"] == "app"
+    assert run("gc").stdout == "0 bytes removed\n"
     assert run("remove", "app").returncode == 2
 
 
@@ -116,6 +120,8 @@ def test_a_busy_port_is_exit_code_3(run: Run, workspace: Path, tmp_path: Path) -
         (["serve", "--root", ".", "--tls", "tls"], "certificate"),
         (["serve", "--root", "absent", "--tls", "none"], "absent"),
         (["serve", "--root", ".", "--tls", "ssl"], "ssl"),
+        (["serve", "--root", ".", "--tls", "none", "--push-listen", "127.0.0.1:0"], "--push-htpasswd"),
+        (["serve", "--root", ".", "--tls", "none", "--push-tls", "tls"], "--push-listen"),
         (["remove", "x", "--root", "absent"], "no application"),
         (["list", "--root", "absent"], "absent"),
     ],

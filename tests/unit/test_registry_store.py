@@ -109,7 +109,7 @@ def test_a_failure_midway_leaves_the_old_state(tmp_path: Path, monkeypatch: pyte
     def broken(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(store, "_write_index", broken)
+    monkeypatch.setattr(store, "write_index", broken)
     with pytest.raises(RuntimeError):
         store.add(root, write_layout(tmp_path / "second", {"v1": TWO}))
     assert (root / "app" / "index.json").read_bytes() == before

@@ -19,6 +19,7 @@ from islet_cli.cli.common import (
 
 if TYPE_CHECKING:
     from islet_cli.config import Workspace
+    from islet_cli.registry.push_listener import PushOptions
     from islet_cli.registry.server import ServeOptions
 
 app = typer.Typer(no_args_is_help=True, help="The application registry.", rich_markup_mode=None)
@@ -43,14 +44,27 @@ def serve(
         bool, typer.Option("--allow-emulated", help="Admit emulated platforms, which protect nothing.")
     ] = False,
     access_log: Annotated[Path | None, typer.Option(metavar="FILE", help="Who was refused and why.")] = None,
+    push_listen: Annotated[
+        str | None,
+        typer.Option(metavar="SOCKET|ADDR:PORT|off", help="Where pushes are taken (default: a workspace's socket)."),
+    ] = None,
+    push_htpasswd: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who may push over TCP (htpasswd -B).")
+    ] = None,
+    push_tls: Annotated[
+        Literal["none", "tls"] | None, typer.Option(help="How pushing clients connect; loopback may do without.")
+    ] = None,
     workspace: WorkspaceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve in the foreground until SIGINT or SIGTERM."""
+    from dataclasses import replace
+
     ws = workspace_if_any(workspace)
     given = {"root": root, "listen": listen, "tls": tls, "cert": cert, "key": key, "access_log": access_log}
     options = _options(ws, given, reference, cpak, allow_emulated)
-    _serve(ws, options, debug=debug)
+    push = _push_options(ws, options, {"listen": push_listen, "htpasswd": push_htpasswd, "tls": push_tls})
+    _serve(ws, replace(options, push=push), debug=debug)
 
 
 def _options(
@@ -118,6 +132,25 @@ def _workspace_options(ws: Workspace | None) -> dict[str, Any]:
     }
 
 
+def _push_options(ws: Workspace | None, options: ServeOptions, given: dict[str, Any]) -> PushOptions | None:
+    """Explicit options before those of the workspace; outside of one nothing is taken unless it is said where."""
+    from islet_cli.errors import InputError
+    from islet_cli.registry.push_listener import PushOptions
+
+    listen, htpasswd, tls = given["listen"], given["htpasswd"], given["tls"]
+    if ws is not None:
+        settings = ws.settings.registry
+        listen = listen or settings.push_listen
+        if given["listen"] is None and settings.push_htpasswd:
+            htpasswd = htpasswd or ws.path(settings.push_htpasswd)
+        tls = tls or (settings.push_tls if given["listen"] is None else None)
+    if listen in (None, "off"):
+        if given["htpasswd"] is not None or given["tls"] is not None:
+            raise InputError("no listener takes pushes", code="usage", hint="say where: --push-listen ADDR:PORT")
+        return None
+    return PushOptions(listen, tls or "none", options.certificate, options.key, htpasswd)
+
+
 def _serve(ws: Workspace | None, options: ServeOptions, *, debug: bool) -> None:
     import contextlib
     import logging
@@ -150,7 +183,8 @@ def _serve(ws: Workspace | None, options: ServeOptions, *, debug: bool) -> None:
 
 def _summary(info: dict[str, Any]) -> str:
     warning = f" ({info['warning']})" if "warning" in info else ""
-    return f"registry at {info['address']}, tls {info['tls']}{warning}"
+    push = f", pushes at {info['push']}" if "push" in info else ""
+    return f"registry at {info['address']}, tls {info['tls']}{push}{warning}"
 
 
 @app.command()
@@ -269,6 +303,32 @@ def check(
     lines += [f"{name}: warning: {warning}" for name, _, warnings in found for warning in warnings]
     show(data, "\n".join(lines) or "the store is empty", as_json=as_json)
     if any(error for _, error, _ in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, metavar="HOURS", help="Leave younger blobs to pushes under way.")
+    ] = 24.0,
+    untagged: Annotated[
+        bool, typer.Option("--untagged", help="Also give up manifests that no tag, index or subject holds.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    root: RootOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Remove blobs that nothing refers to; safe while the registry serves and takes pushes."""
+    from islet_cli.registry.gc import collect
+
+    collected = collect(_root(root, workspace), older_than_s=older_than * 3600, untagged=untagged, dry_run=dry_run)
+    lines = [f"{item.name}: {item.problem or f'{len(item.removed)} blobs, {item.bytes} bytes'}" for item in collected]
+    verb = "would be removed" if dry_run else "removed"
+    lines.append(f"{sum(item.bytes for item in collected)} bytes {verb}")
+    show([item.to_json() for item in collected], "\n".join(lines), as_json=as_json)
+    if any(item.problem for item in collected):
         raise typer.Exit(1)
 
 

@@ -51,7 +51,11 @@ class HashCache:
     def remember(self, root: Path, descriptor: Descriptor) -> None:
         """Note that the blob was just found to have its digest."""
         with blobs.open_blob(root, descriptor) as file:
-            self._known[self._key(os.fstat(file))] = descriptor.digest
+            self.note(file, descriptor.digest)
+
+    def note(self, file: int, digest: Digest) -> None:
+        """Note that the open file has `digest`, as its state is now."""
+        self._known[self._key(os.fstat(file))] = digest
 
 
 @dataclass
@@ -146,22 +150,26 @@ def read_index(path: Path) -> tuple[Index, bytes]:
     return parse_index(data, what=f"{path}: index.json"), data
 
 
-def load(path: Path, *, report: Report = silent, cache: HashCache | None = None) -> Layout:
+def load(
+    path: Path, *, report: Report = silent, cache: HashCache | None = None, index: bytes | None = None
+) -> Layout:
     """Load a layout: every document parsed strictly, every reachable blob hashed.
 
     Args:
         path: The layout directory.
         report: Progress in bytes hashed.
         cache: Spares hashing what is known not to have changed.
+        index: Load as if `index.json` held this, to see whether it may be written.
 
     Raises:
         InputError: The layout or one of its documents is malformed.
         VerificationError: A blob is missing or is not what its descriptor says.
     """
     read_marker(path)
-    index, data = read_index(path)
-    layout = Layout(path, index, digest_of(data))
-    for descriptor in index.manifests:
+    data = index if index is not None else read_index(path)[1]
+    parsed = parse_index(data, what=f"{path}: index.json")
+    layout = Layout(path, parsed, digest_of(data))
+    for descriptor in parsed.manifests:
         _add_tag(layout, descriptor)
     _Walk(layout, report, cache).run()
     layout.warnings.extend(f"orphan_blob: {name}" for name in _orphans(layout))

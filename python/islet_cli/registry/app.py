@@ -1,7 +1,9 @@
-"""The registry behind the listener: pull endpoints of the OCI distribution API as an ASGI application.
+"""The registry behind a listener: the OCI distribution API as an ASGI application.
 
-It is reached over a Unix socket only. Blobs are answered with the name of a file (`X-Islet-Sendfile`), which
-the listener sends; their bytes never pass through here.
+The pull listener's instance serves what a layout's `index.json` reaches, and nothing can be written through
+it. The push listener's instance has a `Writing` beside it: it takes writes, and also serves blobs that were
+uploaded but that no manifest names yet. Blobs are answered with the name of a file (`X-Islet-Sendfile`),
+which the listener sends; their bytes never pass through here.
 
 Source: OCI distribution-spec 1.1, "API"; RFC 9110.
 """
@@ -10,19 +12,25 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from islet_cli.errors import InputError, IsletError, VerificationError
+from islet_cli.errors import IsletError, VerificationError
 from islet_cli.oci.descriptor import MEDIA_INDEX, Descriptor
-from islet_cli.oci.digest import Digest, parse_digest
-from islet_cli.oci.names import is_repository
+from islet_cli.oci.digest import Digest
+from islet_cli.registry.answers import (
+    READ,
+    Refused,
+    Target,
+    content_headers,
+    not_allowed,
+    parse_target,
+    require_digest,
+)
 from islet_cli.registry.catalogue import Application, Catalogue
 from islet_cli.registry.ranges import UnsatisfiableError, none_match, parse_range, range_applies
 
@@ -31,52 +39,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUTE = re.compile(
-    r"/v2/(?P<name>.+)/(?:(?P<kind>manifests|blobs|referrers)/(?P<reference>[^/]+)|(?P<tags>tags/list)"
-    r"|(?P<upload>blobs/uploads/[^/]*))"
-)
-_READ = ("GET", "HEAD")
 _API_VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
 
 
-class Refused(Exception):  # noqa: N818 (an answer, not a fault)
-    """An error answer: status, a code of the distribution specification, a sentence."""
+class Writing(Protocol):
+    """What the push listener adds to the reading endpoints."""
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.headers = headers or {}
+    async def answer(self, request: Request, target: Target) -> Response | None:
+        """Answer a writing request, or one about an upload; None when it reads content."""
 
-    def response(self) -> Response:
-        """The error body that the specification defines."""
-        errors = [{"code": self.code, "message": self.message, "detail": None}]
-        body = json.dumps({"errors": errors}).encode()
-        return Response(body, self.status, headers=self.headers, media_type="application/json")
+    def unlisted(self, name: str, digest: Digest) -> Descriptor | None:
+        """A blob that was uploaded to `name` and that no manifest names yet."""
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A request path taken apart."""
+class Guard(Protocol):
+    """Decides who may send requests at all."""
 
-    name: str
-    kind: str
-    reference: str
+    def require(self, request: Request) -> None:
+        """Return, or raise `Refused`."""
 
 
 class RegistryApp:
-    """The ASGI application over one catalogue."""
+    """The ASGI application over one catalogue.
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    Args:
+        catalogue: What there is.
+        writing: The push side; None on the pull listener.
+        guard: Asked before anything else; None where everybody who reached the listener may ask.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, writing: Writing | None = None, guard: Guard | None = None) -> None:
         self._catalogue = catalogue
+        self._writing = writing
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http"
         request = Request(scope, receive)
         try:
-            response = await run_in_threadpool(self._answer, request)
+            response = await self._respond(request)
+        except ClientDisconnect:
+            return
         except Refused as error:
             response = error.response()
         except IsletError as error:
@@ -89,23 +93,42 @@ class RegistryApp:
             scope, receive, send
         )
 
-    def _answer(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Response:
+        if self._guard is not None:
+            await run_in_threadpool(self._guard.require, request)
         # The raw path, because a decoded %2F would be taken for a separator.
         raw = request.scope.get("raw_path") or request.scope["path"].encode()
         path = raw.decode("ascii", "replace")
         if path == "/v2":
             return Response(status_code=301, headers={"Location": "/v2/"})
         if path == "/v2/":
-            _require_read(request)
+            self._require_read(request)
             return Response(b"{}", media_type="application/json")
-        target = _parse(path, writing=request.method not in _READ)
-        _require_read(request)
+        if path == "/v2/_catalog" and self._writing is not None:
+            self._require_read(request)
+            return await run_in_threadpool(_repositories, self._catalogue, request)
+        target = parse_target(path, writing=request.method not in READ)
+        if self._writing is not None:
+            written = await self._writing.answer(request, target)
+            if written is not None:
+                return written
+        self._require_read(request)
+        return await run_in_threadpool(self._read, request, target)
+
+    def _require_read(self, request: Request) -> None:
+        if request.method not in READ:
+            serves = "pulls only" if self._writing is None else "no such method here"
+            raise not_allowed(READ, f"this registry serves {serves}")
+
+    def _read(self, request: Request, target: Target) -> Response:
+        if target.kind == "uploads":
+            raise Refused(404, "BLOB_UPLOAD_UNKNOWN", "uploads are not taken here")
         if target.kind == "referrers":
             return self._referrers(target, request)
         application = self._catalogue.find(target.name)
         if application is None:
             if target.kind != "tags" and ":" in target.reference:
-                _digest(target.reference)
+                require_digest(target.reference)
             raise Refused(404, "NAME_UNKNOWN", f"there is no repository {target.name}")
         if target.kind == "tags":
             return _tags(application, request)
@@ -113,8 +136,8 @@ class RegistryApp:
             return _manifest(application, target.reference, request)
         return self._blob(application, target.reference, request)
 
-    def _referrers(self, target: _Target, request: Request) -> Response:
-        digest = _digest(target.reference)
+    def _referrers(self, target: Target, request: Request) -> Response:
+        digest = require_digest(target.reference)
         application = self._catalogue.find(target.name)
         entries = application.referrers.get(digest, []) if application is not None else []
         headers = {}
@@ -126,11 +149,13 @@ class RegistryApp:
         return Response(body, headers=headers, media_type=MEDIA_INDEX)
 
     def _blob(self, application: Application, reference: str, request: Request) -> Response:
-        digest = _digest(reference)
-        descriptor = application.layout.blobs.get(digest)
-        if descriptor is None or descriptor.is_index or descriptor.is_manifest:
+        digest = require_digest(reference)
+        descriptor = application.blob(digest)
+        if descriptor is None and self._writing is not None and digest not in application.layout.blobs:
+            descriptor = self._writing.unlisted(application.name, digest)
+        if descriptor is None:
             raise Refused(404, "BLOB_UNKNOWN", f"{application.name} has no blob {digest}")
-        headers = _content_headers(descriptor)
+        headers = content_headers(descriptor)
         headers["Accept-Ranges"] = "bytes"
         etag = headers["ETag"]
         if not none_match(request.headers.get("If-None-Match"), etag):
@@ -158,66 +183,16 @@ class RegistryApp:
         return Response(status_code=status, headers=headers)
 
 
-def _parse(path: str, *, writing: bool) -> _Target:
-    """Take a path apart.
-
-    Raises:
-        Refused: It is none of ours (404), or the name is malformed (404 when reading, 400 when writing).
-    """
-    match = _ROUTE.fullmatch(path)
-    if match is None:
-        # As if the name were unknown: no other code of the specification fits a path that is no endpoint.
-        raise Refused(404, "NAME_UNKNOWN", "there is no such endpoint")
-    name = match["name"]
-    if not is_repository(name):
-        raise Refused(400 if writing else 404, "NAME_INVALID", "this is not the name of a repository")
-    if match["upload"] is not None or match["reference"] == "uploads":
-        return _Target(name, "uploads", "")
-    if match["tags"] is not None:
-        return _Target(name, "tags", "")
-    return _Target(name, match["kind"], unquote(match["reference"], errors="replace"))
-
-
-def _require_read(request: Request) -> None:
-    if request.method not in _READ:
-        raise Refused(405, "UNSUPPORTED", "this registry serves pulls only", {"Allow": ", ".join(_READ)})
-
-
-def _digest(text: str) -> Digest:
-    try:
-        return parse_digest(text)
-    except InputError:
-        raise Refused(400, "DIGEST_INVALID", "this is not a digest") from None
-
-
-def _content_headers(descriptor: Descriptor) -> dict[str, str]:
-    return {
-        "Content-Type": descriptor.media_type if _is_token(descriptor.media_type) else "application/octet-stream",
-        "Docker-Content-Digest": str(descriptor.digest),
-        "ETag": f'"{descriptor.digest}"',
-    }
-
-
-def _is_token(media_type: str) -> bool:
-    """Whether a media type out of a layout can stand in a header."""
-    return media_type.isascii() and media_type.isprintable() and bool(media_type)
-
-
 def _not_modified(headers: dict[str, str]) -> Response:
     return Response(status_code=304, headers={key: headers[key] for key in ("ETag", "Docker-Content-Digest")})
 
 
 def _manifest(application: Application, reference: str, request: Request) -> Response:
     layout = application.layout
-    if ":" in reference:
-        descriptor = layout.blobs.get(_digest(reference))
-        if descriptor is not None and not (descriptor.is_index or descriptor.is_manifest):
-            descriptor = None
-    else:
-        descriptor = layout.tags.get(reference)
+    descriptor = application.manifest(require_digest(reference)) if ":" in reference else layout.tags.get(reference)
     if descriptor is None:
         raise Refused(404, "MANIFEST_UNKNOWN", f"{application.name} has no such manifest")
-    headers = _content_headers(descriptor)
+    headers = content_headers(descriptor)
     if not none_match(request.headers.get("If-None-Match"), headers["ETag"]):
         return _not_modified(headers)
     try:
@@ -228,18 +203,29 @@ def _manifest(application: Application, reference: str, request: Request) -> Res
 
 
 def _tags(application: Application, request: Request) -> Response:
-    count = request.query_params.get("n")
-    if count is not None and not (count.isascii() and count.isdigit() and len(count) < 10):
-        raise Refused(400, "UNSUPPORTED", "n is a number of tags")
-    last = request.query_params.get("last")
-    after = [tag for tag in application.tags if last is None or tag > last]
-    tags = after if count is None else after[: int(count)]
-    headers = {}
-    if tags and len(tags) < len(after):
-        query = f"n={count}&last={quote(tags[-1], safe='')}"
-        headers["Link"] = f'</v2/{application.name}/tags/list?{query}>; rel="next"'
+    tags, headers = _page(application.tags, request, f"/v2/{application.name}/tags/list")
     body = json.dumps({"name": application.name, "tags": tags}).encode()
     return Response(body, headers=headers, media_type="application/json")
+
+
+def _repositories(catalogue: Catalogue, request: Request) -> Response:
+    names, headers = _page(catalogue.names(), request, "/v2/_catalog")
+    return Response(json.dumps({"repositories": names}).encode(), headers=headers, media_type="application/json")
+
+
+def _page(names: list[str], request: Request, path: str) -> tuple[list[str], dict[str, str]]:
+    """The part of a sorted list that `n` and `last` ask for, and the Link to the next one."""
+    count = request.query_params.get("n")
+    if count is not None and not (count.isascii() and count.isdigit() and len(count) < 10):
+        raise Refused(400, "UNSUPPORTED", "n is a number of entries")
+    last = request.query_params.get("last")
+    after = [name for name in names if last is None or name > last]
+    page = after if count is None else after[: int(count)]
+    headers = {}
+    if page and len(page) < len(after):
+        query = f"n={count}&last={quote(page[-1], safe='')}"
+        headers["Link"] = f'<{path}?{query}>; rel="next"'
+    return page, headers
 
 
 async def _send_head(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,28 @@ logger = logging.getLogger(__name__)
 MAX_COMPONENTS = 8
 """Directories inside one another that are looked into for applications."""
 
+ANNOTATION_DELETED = "io.islet.registry.deleted"
+"""On `index.json`: digests, separated by spaces, that are still on disk only because something names them."""
+
 Stamp = tuple[int, int, int, int]
+
+
+def deleted_of(index: dict[str, Any]) -> frozenset[str]:
+    """The digests that an `index.json` calls deleted."""
+    annotations = index.get("annotations")
+    value = annotations.get(ANNOTATION_DELETED, "") if isinstance(annotations, dict) else ""
+    return frozenset(str(value).split())
+
+
+def without_deleted(index: dict[str, Any], digests: Collection[str]) -> dict[str, Any]:
+    """An `index.json` that no longer calls these digests deleted."""
+    left = deleted_of(index) - set(digests)
+    if left == deleted_of(index):
+        return index
+    annotations = {key: value for key, value in index["annotations"].items() if key != ANNOTATION_DELETED}
+    if left:
+        annotations[ANNOTATION_DELETED] = " ".join(sorted(left))
+    return {**index, "annotations": annotations or None}
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,33 @@ class Application:
         return sorted(self.layout.tags)
 
     @cached_property
+    def deleted(self) -> frozenset[str]:
+        """Digests that were deleted while something still named them; nobody is served these."""
+        return deleted_of(self.layout.index.raw)
+
+    def blob(self, digest: Digest) -> Descriptor | None:
+        """A configuration, layer or other blob that is no manifest."""
+        descriptor = self.layout.blobs.get(digest)
+        if descriptor is None or descriptor.is_index or descriptor.is_manifest or digest in self.deleted:
+            return None
+        return descriptor
+
+    def manifest(self, digest: Digest) -> Descriptor | None:
+        """A manifest or index, or what `index.json` itself names, whatever its type."""
+        if digest in self.deleted:
+            return None
+        descriptor = self.layout.blobs.get(digest)
+        if descriptor is not None and (descriptor.is_index or descriptor.is_manifest):
+            return descriptor
+        return next((item for item in self.layout.index.manifests if item.digest == digest), None)
+
+    @cached_property
     def referrers(self) -> dict[str, list[dict[str, Any]]]:
         """Descriptors of manifests and indexes by the digest of their subject, each list sorted by digest."""
         found: dict[str, list[dict[str, Any]]] = {}
         for digest in sorted(self.layout.blobs):
             descriptor = self.layout.blobs[digest]
-            document = self._document(descriptor)
+            document = self._document(descriptor) if digest not in self.deleted else None
             subject = document.get("subject") if document is not None else None
             if document is not None and isinstance(subject, dict) and isinstance(subject.get("digest"), str):
                 found.setdefault(subject["digest"], []).append(_referrer(descriptor, document))
@@ -107,7 +149,7 @@ class Catalogue:
             raise os_error(error, root) from error
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()
-        self._cache = HashCache()
+        self.cache = HashCache()
 
     def find(self, name: str) -> Application | None:
         """The application `name`, read again if its `index.json` changed; None when there is none that loads."""
@@ -128,6 +170,13 @@ class Catalogue:
         entry = self._entries.get(name)
         return entry.error if entry is not None else None
 
+    def forget(self, name: str) -> None:
+        """Read `name` again when it is next asked for, whether or not its index changes."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            with entry.lock:
+                entry.stamp = None
+
     def names(self) -> list[str]:
         """Repository names of everything below the root that claims to be a layout, sorted."""
         return sorted(self._walk(self.root, ()))
@@ -145,15 +194,15 @@ class Catalogue:
         """
         layout = application.layout
         with blobs.open_blob(layout.path, descriptor) as file:
-            known = self._cache.knows(file, descriptor.digest)
+            known = self.cache.knows(file, descriptor.digest)
         if not known:
             blobs.check_blob(layout.path, descriptor)
-            self._cache.remember(layout.path, descriptor)
+            self.cache.remember(layout.path, descriptor)
         return layout.blob_path(descriptor.digest)
 
     def _load(self, name: str, entry: _Entry) -> None:
         try:
-            layout = load(self.root / name, cache=self._cache)
+            layout = load(self.root / name, cache=self.cache)
         except IsletError as error:
             entry.error = error
             kept = "its last good state is served" if entry.application else "it is not served"
@@ -161,7 +210,8 @@ class Catalogue:
             return
         entry.application, entry.error = Application(name, layout), None
         for warning in layout.warnings:
-            logger.warning("application %s: %s", name, warning)
+            # Every push leaves blobs without a manifest for a while.
+            logger.info("application %s: %s", name, warning)
 
     def _stamp(self, name: str) -> Stamp | None:
         """What tells one state of an application's index from another; None when there is no application.

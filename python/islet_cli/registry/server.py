@@ -6,7 +6,6 @@ Source: docs/architecture.md; the boundary between the two is described in docs/
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -18,26 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from islet_cli import _native
-from islet_cli.errors import InputError, OperationError, UnavailableError
-from islet_cli.fsutil import os_error, read_file
+from islet_cli.errors import InputError
+from islet_cli.fsutil import read_file
 from islet_cli.registry.admission import Admission, Policy
 from islet_cli.registry.app import RegistryApp
+from islet_cli.registry.backend import MAX_SOCKET_PATH, backend, bind_error
 from islet_cli.registry.catalogue import Catalogue
 from islet_cli.registry.client.address import Mode
 from islet_cli.registry.log import AccessLog
+from islet_cli.registry.push_listener import PushOptions, push_listener
+from islet_cli.registry.push_listener import check as check_push
 
 logger = logging.getLogger(__name__)
 
 EMULATED_WARNING = "emulated: no protection from the host"
-_BACKLOG = 256
 _DIRECTORY_PREFIX = "registry-"
 _SOCKET_NAME = "backend.sock"
-_MAX_SOCKET_PATH = 107
-_KEEP_ALIVE_S = 3600
-"""The listener decides when a connection is idle; the backend must never be the first to hang up."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,7 @@ class ServeOptions:
         certificate: PEM chain, needed unless `tls` is `none`; likewise `key`.
         policy: Needed in mode `ra-tls`.
         access_log: File of refusals and admissions; None sends them to the program's log.
+        push: The second listener, which takes pushes; None: there is none.
     """
 
     root: Path
@@ -60,22 +57,28 @@ class ServeOptions:
     key: Path | None = None
     policy: Policy | None = None
     access_log: Path | None = None
+    push: PushOptions | None = None
 
 
 class RegistryServer:
     """A running registry."""
 
-    def __init__(self, options: ServeOptions, listener: _native.ratls.Server, catalogue: Catalogue) -> None:
+    def __init__(
+        self, options: ServeOptions, listener: _native.ratls.Server, catalogue: Catalogue, push: str | None
+    ) -> None:
         self.options = options
         self.catalogue = catalogue
         self.address = listener.address
+        self.push_address = push
         self._listener = listener
 
     def info(self) -> dict[str, Any]:
-        """What others need to know: `{"address", "tls", "allow_emulated"}`, and a warning where one is due."""
+        """What others need to know: `{"address", "tls", "allow_emulated"}`, `push` and a warning where there is one."""
         policy = self.options.policy
         emulated = self.options.tls == "ra-tls" and policy is not None and policy.allow_emulated
         out: dict[str, Any] = {"address": self.address, "tls": self.options.tls, "allow_emulated": emulated}
+        if self.push_address is not None:
+            out["push"] = self.push_address
         if emulated:
             out["warning"] = EMULATED_WARNING
         return out
@@ -95,14 +98,19 @@ def running(options: ServeOptions, runtime_dir: Path | None = None) -> Iterator[
     """
     catalogue = Catalogue(options.root)
     admission = _admission(options)
+    if options.push is not None:
+        check_push(options.push)
     access = AccessLog(options.access_log)
     with contextlib.ExitStack() as stack:
         socket_path = stack.enter_context(_socket_path(runtime_dir))
-        backend = stack.enter_context(_backend(RegistryApp(catalogue), socket_path))
-        listener = _listen(options, backend, catalogue.root, access, admission)
+        served = stack.enter_context(backend(RegistryApp(catalogue), socket_path))
+        listener = _listen(options, served, catalogue.root, access, admission)
         stack.callback(listener.stop)
+        push = None
+        if options.push is not None:
+            push = stack.enter_context(push_listener(options.push, catalogue, socket_path.parent, access.record))
         threading.Thread(target=_preload, args=(catalogue,), name="preload", daemon=True).start()
-        yield RegistryServer(options, listener, catalogue)
+        yield RegistryServer(options, listener, catalogue, push)
 
 
 def _preload(catalogue: Catalogue) -> None:
@@ -133,7 +141,7 @@ def _socket_path(runtime_dir: Path | None) -> Iterator[Path]:
     if runtime_dir is not None:
         _sweep(runtime_dir)
     directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir=runtime_dir))
-    if len(os.fsencode(directory / _SOCKET_NAME)) > _MAX_SOCKET_PATH:
+    if len(os.fsencode(directory / _SOCKET_NAME)) > MAX_SOCKET_PATH:
         directory.rmdir()
         directory = Path(tempfile.mkdtemp(prefix="islet-registry-", dir="/tmp"))
     try:
@@ -152,42 +160,6 @@ def _sweep(runtime_dir: Path) -> None:
                 shutil.rmtree(directory, ignore_errors=True)
             except OSError:
                 continue
-
-
-@contextlib.contextmanager
-def _backend(app: RegistryApp, path: Path) -> Iterator[Path]:
-    """Run the ASGI application on a Unix socket (0600, in a 0700 directory)."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.bind(str(path))
-        # Before listen: until then nobody can connect, whatever the umask made of the mode.
-        path.chmod(0o600)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise os_error(error, path) from error
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=128 << 10,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="backend", daemon=True)
-    thread.start()
-    try:
-        yield path
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-        listening.close()
-        path.unlink(missing_ok=True)
 
 
 def _listen(
@@ -214,22 +186,4 @@ def _listen(
             appraise=admission.appraise if admission is not None else None,
         )
     except OSError as error:
-        raise _bind_error(options.listen, error) from error
-
-
-def _bind_error(listen: str, error: OSError) -> Exception:
-    if error.errno == errno.EADDRINUSE:
-        port = listen.rpartition(":")[2]
-        return UnavailableError(
-            f"{listen}: the port is in use",
-            code="port-busy",
-            hint=f"stop what holds it (ss -ltnp 'sport = :{port}'), or choose another: --listen ADDR:PORT, "
-            "or listen in islet.toml",
-        )
-    if error.errno == errno.EADDRNOTAVAIL or error.errno is None:
-        return InputError(f"{listen}: not an address of this machine: {error}", code="bad-address")
-    if error.errno == errno.EACCES:
-        return UnavailableError(
-            f"{listen}: this user may not listen there", code="permission", hint="choose a port above 1023"
-        )
-    return OperationError(f"{listen}: {error.strerror}", code="io")
+        raise bind_error(options.listen, error) from error

@@ -19,13 +19,14 @@ from islet_cli.errors import InputError, IsletError, VerificationError
 from islet_cli.fsutil import exclusive_lock, fsync_directory, os_error, write_atomic
 from islet_cli.oci import blobs, jsonform
 from islet_cli.oci.descriptor import ANNOTATION_REF_NAME, LABEL_APPLICATION, MEDIA_INDEX, Descriptor
-from islet_cli.oci.documents import parse_config, parse_index
+from islet_cli.oci.documents import Index, parse_config, parse_index
 from islet_cli.oci.layout import Layout, is_layout, load, read_index, unknown_reference
 from islet_cli.oci.names import is_repository
 from islet_cli.progress import Report, silent
-from islet_cli.registry.catalogue import Catalogue, describe, require_sound
+from islet_cli.registry.catalogue import Catalogue, describe, require_sound, without_deleted
 
-_MARKER = b'{"imageLayoutVersion": "1.0.0"}'
+MARKER = b'{"imageLayoutVersion": "1.0.0"}'
+"""The content of `oci-layout`."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def add(root: Path, source: Path, name: str | None = None, *, tag: str | None = 
     chosen = _choose(layout, tag)
     name = _name(layout, chosen, name)
     goal = root / name
-    with _locked(root):
-        _require_free(root, name)
+    with locked(root):
+        require_free(root, name)
         wanted = _reachable(layout, chosen)
         if is_layout(goal):
             _merge(layout, goal, chosen, wanted, report)
@@ -86,7 +87,7 @@ def remove(root: Path, name: str, *, tag: str | None = None) -> None:
     path = root / name
     if not is_repository(name) or not is_layout(path):
         raise InputError(f"{root}: no application {name[:200]!r}", code="name_unknown", hint="see: islet registry list")
-    with _locked(root):
+    with locked(root):
         if tag is None:
             # Out of sight with one rename; what is left after a kill is hidden and swept up by the next add.
             aside = root / f".removed-{secrets.token_hex(6)}"
@@ -98,7 +99,7 @@ def remove(root: Path, name: str, *, tag: str | None = None) -> None:
         if tag not in layout.tags:
             raise unknown_reference(path, tag, list(layout.tags))
         kept = [item for item in layout.index.manifests if item.annotations.get(ANNOTATION_REF_NAME) != tag]
-        _write_index(path, layout.index.raw, kept)
+        write_index(path, layout.index.raw, kept)
 
 
 def check(root: Path) -> list[tuple[str, IsletError | None, list[str]]]:
@@ -114,13 +115,16 @@ def check(root: Path) -> list[tuple[str, IsletError | None, list[str]]]:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """One writer at a time; leftovers of killed ones are swept up."""
     try:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
         with exclusive_lock(root / ".lock"):
             for left in (*root.glob(".add-*"), *root.glob(".removed-*")):
-                shutil.rmtree(left, ignore_errors=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
             yield
     except OSError as error:
         raise os_error(error, root) from error
@@ -181,16 +185,17 @@ def _reachable(layout: Layout, chosen: dict[str, Descriptor]) -> dict[Any, Descr
         if manifest is not None:
             pending.extend((manifest.config, *manifest.layers))
         elif descriptor.is_index:
-            pending.extend(_children(layout, descriptor))
+            pending.extend(index_document(layout, descriptor).manifests)
     return wanted
 
 
-def _children(layout: Layout, index: Descriptor) -> tuple[Descriptor, ...]:
+def index_document(layout: Layout, index: Descriptor) -> Index:
+    """A nested index."""
     data = layout.read(index)
-    return parse_index(data, what=f"{layout.path}: {index.digest}", media_type=index.media_type, nested=True).manifests
+    return parse_index(data, what=f"{layout.path}: {index.digest}", media_type=index.media_type, nested=True)
 
 
-def _require_free(root: Path, name: str) -> None:
+def require_free(root: Path, name: str) -> None:
     """No application may lie inside another."""
     parents = [root / parent for parent in Path(name).parents if parent.parts]
     goal = root / name
@@ -213,8 +218,8 @@ def _create(
     aside.mkdir(mode=0o755)
     try:
         _copy(layout, aside, wanted, report)
-        write_atomic(aside / "oci-layout", _MARKER, mode=0o644)
-        _write_index(aside, {}, [_tagged(descriptor, tag) for tag, descriptor in chosen.items()])
+        write_atomic(aside / "oci-layout", MARKER, mode=0o644)
+        write_index(aside, {}, [_tagged(descriptor, tag) for tag, descriptor in chosen.items()])
         load(aside)
         goal.parent.mkdir(parents=True, exist_ok=True)
         # An empty directory may stand there; rename replaces it.
@@ -234,7 +239,9 @@ def _merge(
         _copy(layout, goal, {digest: item for digest, item in wanted.items() if digest not in there.blobs}, report)
         kept = [item for item in there.index.manifests if item.annotations.get(ANNOTATION_REF_NAME) not in chosen]
         added = [_tagged(descriptor, tag) for tag, descriptor in chosen.items()]
-        _write_index(goal, there.index.raw, [*kept, *added])
+        # What was deleted of these images is there again.
+        raw = without_deleted(there.index.raw, wanted)
+        write_index(goal, raw, [*kept, *added])
     except BaseException:
         if read_index(goal)[0].raw == there.index.raw:
             for digest in missing:
@@ -248,10 +255,15 @@ def _tagged(descriptor: Descriptor, tag: str) -> Descriptor:
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, raw["annotations"], None, raw)
 
 
-def _write_index(path: Path, old: dict[str, Any], manifests: list[Descriptor]) -> None:
-    """Replace `index.json` atomically; members that it had besides its list stay."""
+def index_bytes(old: dict[str, Any], manifests: list[Descriptor]) -> bytes:
+    """An `index.json` with these entries; members that the old one had besides its list stay."""
     index = {"schemaVersion": 2, "mediaType": MEDIA_INDEX, **old, "manifests": [item.to_json() for item in manifests]}
-    write_atomic(path / "index.json", jsonform.dumps(index), mode=0o644)
+    return jsonform.dumps(index)
+
+
+def write_index(path: Path, old: dict[str, Any], manifests: list[Descriptor]) -> None:
+    """Replace `index.json` atomically; see `index_bytes`."""
+    write_atomic(path / "index.json", index_bytes(old, manifests), mode=0o644)
 
 
 def _copy(layout: Layout, goal: Path, wanted: dict[Any, Descriptor], report: Report) -> None:
