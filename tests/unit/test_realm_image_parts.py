@@ -415,3 +415,11 @@ def test_a_tree_refuses_paths_that_leave_it():
     with pytest.raises(InputError):
         tree.add("a", cpio.directory())
     assert stat.S_ISREG(tree["a"].mode)
+
+
+def test_a_policy_that_the_manager_does_not_run_is_refused_when_the_image_is_made(tmp_path):
+    text = b'schema = 1\nname = "x"\nid = "org.example.x"\n[policy]\ncompat = true\n'
+    manifest = parse_manifest(text, tmp_path / "realm.toml")
+    with pytest.raises(InputError, match=r"realm\.toml: policy\.compat") as caught:
+        config_yml.configuration(manifest, metadata_key=None)
+    assert caught.value.code == "not-supported"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from islet_cli.errors import InputError
 from islet_cli.launch.manifest import Manifest
 
 CONFIG_PATH = "etc/app-manager/config.yml"
@@ -30,9 +31,18 @@ def configuration(manifest: Manifest, *, metadata_key: bytes | None) -> dict[str
         manifest: The realm.
         metadata_key: Public key of the metadata block's signer, x||y, 96 bytes; None when the realm has no
             metadata block. Without one the manager uses only keys that are bound to the RIM.
+
+    Raises:
+        InputError: `not-supported`: the policy asks for upstream's forms, which the manager does not run.
     """
     policy = manifest.policy
-    measured: dict[str, Any] = {"compat": policy.compat}
+    if policy.compat:
+        raise InputError(
+            f"{manifest.path}: policy.compat: this image's app manager does not run upstream's storage layout",
+            code="not-supported",
+            hint="leave policy.compat out",
+        )
+    measured: dict[str, Any] = {"compat": False}
     if metadata_key is not None:
         measured["metadata"] = {"public_key": metadata_key.hex(), "realm_id": manifest.id, "min_svn": policy.min_svn}
     measured |= {
