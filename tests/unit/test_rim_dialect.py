@@ -166,6 +166,14 @@ def test_kvmtool_builds_a_tree_and_says_so(here: Path, capsys: pytest.CaptureFix
     assert "Device tree (given: dtb; at 0x8fe00000" in capsys.readouterr().out
 
 
+def test_arguments_are_explained_by_what_they_do_here(here: Path) -> None:
+    """With a given device tree, the number of vCPUs decides nothing; with a built one, it does."""
+    for dtb, expected in ((Path("dtb"), []), (None, ["content and place of the device tree"])):
+        shown = {item.argument: item for item in explain(request(["run", *BASE], dtb=dtb)).arguments}
+        assert shown["-c 2"].influences == expected
+        assert "RIPAS of all memory" in shown["-m 256"].influences
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -55,7 +55,7 @@ def test_a_lock_of_a_command_line_from_elsewhere(
     shown = json.loads(capsys.readouterr().out)
     assert shown["changed_inputs"] == ["kernel ../kernel"] and not shown["equal"]
     (cause,) = shown["comparison"]["causes"]
-    assert cause["detail"].startswith("1 of 1 1 MiB blocks differs: ")
+    assert cause["detail"].startswith("1 of 1 blocks of 1 MiB differs: block 0 ")
     assert run(["rim", "check", str(here / "ci" / "rim.lock")]) == 1
     assert capsys.readouterr().out.startswith("the RIM has drifted\nchanged input: kernel ../kernel\n")
 

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sign": ("sign", "sign", "Sign an OCI image."),
     "verify": ("sign", "verify", "Verify an OCI image's signature chain and digests."),
     "image": ("image", "app", "Images: build, inspect, unpack, pull."),
-    "rim": ("rim", "app", "Realm initial measurement: compute."),
+    "rim": ("rim", "app", "Realm initial measurement: compute, explain, diff, check, rem."),
     "metadata": ("metadata", "app", "Realm metadata block: create, verify, dump."),
     "token": ("token", "app", "CCA attestation tokens: show, verify."),
     "realm": ("realm", "app", "Realms: build, publish, create, start, stop, …"),

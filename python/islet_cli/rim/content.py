@@ -70,7 +70,7 @@ def _granules(differing: list[int], count: int, stride: int, file: File) -> str:
         else:
             ranges.append([number, number + 1])
     first = file.start - file.start % PAGE
-    unit = "granule" if stride == 1 else f"{stride * PAGE >> 20} MiB block"
+    unit, units = ("granule", "granules") if stride == 1 else ("block", f"blocks of {stride * PAGE >> 20} MiB")
     shown = []
     for start, end in ranges[:_SHOWN_RANGES]:
         offset = max(0, start * stride * PAGE - file.start % PAGE)
@@ -78,7 +78,7 @@ def _granules(differing: list[int], count: int, stride: int, file: File) -> str:
         shown.append(f"{numbers} (file offset {offset:#x}, IPA {first + start * stride * PAGE:#x})")
     more = f" and {len(ranges) - _SHOWN_RANGES} more ranges" if len(ranges) > _SHOWN_RANGES else ""
     verb = "differs" if len(differing) == 1 else "differ"
-    return f"{len(differing)} of {count} {unit}s {verb}: {unit} {', '.join(shown)}{more}"
+    return f"{len(differing)} of {count} {units} {verb}: {unit} {', '.join(shown)}{more}"
 
 
 def _place(what: str, file: File, offset: int) -> str:

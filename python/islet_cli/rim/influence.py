@@ -1,8 +1,8 @@
 """Which argument influenced what: asked by leaving each one out.
 
-An argument is left out, the command line is understood again, and what is different then is what
-the argument decides. That needs no table of effects that could be wrong; only arguments without
-which there is no launch are looked up.
+An argument is left out (or, where there is no launch without it, given another value), the command
+line is understood again, and what is different then is what the argument decides. That needs no
+table of effects that could be wrong; only the files without which there is no launch are looked up.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ _SEQUENCE_FIELDS = (
     "start",
     "log",
 )
-# Where leaving the option out leaves no launch: the fields that it gives.
+# Where leaving the option out leaves no launch: other values to try, or the fields that it gives.
+_SUBSTITUTES = {"cpus": (("-c", "1"), ("-c", "2")), "mem": (("-m", "64"), ("-m", "512"))}
 _REQUIRED = {
-    "cpus": ("cpus",),
-    "mem": ("ram_size",),
     "kernel": ("kernel",),
     "firmware": ("firmware",),
     "bios": ("firmware",),
@@ -103,7 +102,10 @@ def arguments_of(request: Request) -> list[Influence]:
     out = []
     for number, option in enumerate(options):
         rest = tuple(word for other in (*options[:number], *options[number + 1 :]) for word in other.words)
-        out.append(_influence(option, _differing(whole, replace(request, arguments=rest))))
+        fields = _differing(whole, replace(request, arguments=rest))
+        for substitute in _SUBSTITUTES.get(option.name, ()) if fields is None else ():
+            fields = _differing(whole, replace(request, arguments=(*rest, *substitute))) or fields
+        out.append(_influence(option, fields))
     return out
 
 

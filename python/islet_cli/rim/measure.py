@@ -84,7 +84,7 @@ class Measurement:
         return int.from_bytes(self.dtb[4:8], "big")
 
     def to_json(self) -> dict[str, object]:
-        """`{"rim", "hash_algo", "vmm", "profile", "dtb_sha256", "regions"}`, with `dialect` and `warnings` when needed."""
+        """The members of `islet rim compute --json`; `dialect` and `warnings` only where they say more."""
         value: dict[str, object] = {
             "rim": self.rim.hex(),
             "hash_algo": self.hash_algo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -18,10 +19,10 @@ _COLOURS = {
     "log": "#b279a2",
 }
 _OTHER = "#bab0ac"
-_WIDTH, _TOP, _MAP_HEIGHT = 1060, 90, 640
+_WIDTH, _TOP = 1060, 90
 _MAP_X, _MAP_WIDTH, _ORDER_X, _ROW = 150, 170, 560, 34
-# A region is drawn at least this high, and a gap at most that high: the rest is to scale.
-_LEAST, _MOST_GAP = 20, 60
+# Sizes span five orders of magnitude: heights grow with their logarithm, from that of the device tree on.
+_LEAST, _REGION_STEP, _GAP_STEP, _UNIT = 24.0, 14.0, 4.0, 64 << 10
 _STYLE = "text{font-family:sans-serif;font-size:13px;fill:#222}.s{font-size:11px;fill:#555}.m{font-family:monospace}"
 
 
@@ -64,30 +65,33 @@ def memory(explanation: Explanation) -> tuple[int, int]:
 def _bands(explanation: Explanation, regions: list[Group]) -> list[_Band]:
     """All of RAM, from high to low addresses, in regions and gaps."""
     low, high = memory(explanation)
-    scale = _MAP_HEIGHT / max(high - low, 1)
     order = {id(group): number for number, group in enumerate(explanation.groups, start=1)}
     out: list[_Band] = []
     position = min([low, *(group.start for group in regions)])
     for group in sorted(regions, key=lambda group: (group.start, group.first_step)):
         if group.start > position:
-            out.append(_gap(position, group.start, scale))
-        height = max((group.top - group.start) * scale, _LEAST)
+            out.append(_gap(position, group.start))
+        height = _height(group.top - group.start, _REGION_STEP)
         out.append(_Band(group.what, group.start, group.top, height, order[id(group)]))
         position = max(position, group.top)
     if position < high:
-        out.append(_gap(position, high, scale))
+        out.append(_gap(position, high))
     return out[::-1]
 
 
-def _gap(start: int, top: int, scale: float) -> _Band:
-    return _Band("", start, top, min(max((top - start) * scale, _LEAST), _MOST_GAP))
+def _gap(start: int, top: int) -> _Band:
+    return _Band("", start, top, _height(top - start, _GAP_STEP))
+
+
+def _height(size: int, step: float) -> float:
+    return _LEAST + step * max(0.0, math.log2(size / _UNIT))
 
 
 def _title(explanation: Explanation) -> Iterator[str]:
     head = f"{explanation.vmm}, {explanation.dialect}, {explanation.profile}, {explanation.hash_algo}"
     yield _text(20, 28, f"RIM {explanation.rim[:64]}{'…' if len(explanation.rim) > 64 else ''}", "m")
     yield _text(20, 48, f"{head}, {explanation.steps} steps", "s")
-    yield _text(_MAP_X, _TOP - 14, "guest memory")
+    yield _text(_MAP_X, _TOP - 14, "guest memory (heights: logarithm of sizes)")
     yield _text(_ORDER_X, _TOP - 14, "order of measurement")
 
 
@@ -101,7 +105,7 @@ def _map(bands: list[_Band]) -> Iterator[str]:
             yield _text(_MAP_X + _MAP_WIDTH + 10, y + band.height / 2 + 5, label)
         else:
             yield _rectangle(_MAP_X, y, _MAP_WIDTH, band.height, "#f7f7f7", dashed=True)
-            note = f"not measured, {_size(band.top - band.start)}"
+            note = f"content not measured, {_size(band.top - band.start)}"
             yield _text(_MAP_X + 8, y + band.height / 2 + 4, note, "s")
         yield _text(20, y + 11, f"{band.top:#x}", "s m")
         y += band.height
