@@ -255,13 +255,12 @@ fn build_device_tree(
 
 /// Depth, name and properties of one node.
 type NodeTuple = (usize, String, Vec<(String, Bytes)>);
+/// Bytes of the blob, memory reservations (address, bytes), nodes.
+type TreeTuple = (usize, Vec<(u64, u64)>, Vec<NodeTuple>);
 
 /// Read the device tree at the start of `area`: bytes of the blob, memory reservations, nodes in document order.
 #[pyfunction]
-fn read_device_tree(
-    py: Python<'_>,
-    area: &[u8],
-) -> PyResult<(usize, Vec<(u64, u64)>, Vec<NodeTuple>)> {
+fn read_device_tree(py: Python<'_>, area: &[u8]) -> PyResult<TreeTuple> {
     let tree = read::read(area)
         .map_err(|error| raise(py, Family::Input, "device-tree", &error.to_string()))?;
     let nodes = tree
