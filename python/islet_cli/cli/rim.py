@@ -10,7 +10,6 @@ import typer
 from islet_cli.cli.common import DebugOption, JsonOption, WorkspaceOption, note, show, workspace_of
 
 if TYPE_CHECKING:
-    from islet_cli.rim.measure import Measurement
     from islet_cli.rim.request import Request
 
 app = typer.Typer(no_args_is_help=True, help="Realm initial measurement.", rich_markup_mode=None)
@@ -72,6 +71,9 @@ def compute(
     lock_out: Annotated[
         Path | None, typer.Option("--lock-out", metavar="FILE", help="Write a lock file for `islet rim check` here.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Threads that hash (default: all processors).")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -81,7 +83,7 @@ def compute(
     from islet_cli.rim.measure import measure_request
 
     request = _request(arguments, realm, workspace, _options(profile, vmm, dialect, host, settings, dtb))
-    measurement = measure_request(request)
+    measurement = measure_request(request, threads=threads)
     for target in (dtb_out, measurement.dump_dtb):
         if target is not None:
             write_atomic(target, measurement.dtb, mode=0o644)
@@ -91,7 +93,7 @@ def compute(
         write_atomic(lock_out, lock.make(request, lock_out.parent), mode=0o644)
     for warning in measurement.warnings:
         note(f"warning: {warning}")
-    show(measurement.to_json(), _text(measurement), as_json=as_json)
+    show(measurement.to_json(), measurement.text, as_json=as_json)
 
 
 @app.command("explain")
@@ -246,13 +248,3 @@ def _manifest_path(explicit: Path | None, workspace: Path | None) -> Path:
         return explicit
     found = workspace_of(workspace)
     return found.manifest_path(found.settings.run.realm)
-
-
-def _text(measurement: Measurement) -> str:
-    lines = [f"{measurement.vmm}, profile {measurement.profile}, {measurement.hash_algo}"]
-    for region in measurement.regions:
-        remark = "" if region.measured else "  (addresses only)"
-        lines.append(f"{region.kind:<9} {region.start:#012x} {region.size:>11} bytes{remark}")
-    lines.append(f"device tree SHA-256: {measurement.dtb_sha256}")
-    lines.append(f"RIM: {measurement.rim.hex()}")
-    return "\n".join(lines)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from islet_cli import _native
 from islet_cli.errors import InputError
-from islet_cli.launch.plan import LaunchPlan, lkvm_arguments
 from islet_cli.rim.command_line import machine_of
 from islet_cli.rim.machine import Machine
 
 if TYPE_CHECKING:
+    from islet_cli.launch.plan import LaunchPlan
     from islet_cli.rim.request import Request
 
 DTB_AREA_SIZE = 65536
@@ -99,6 +99,17 @@ class Measurement:
             value["warnings"] = list(self.warnings)
         return value
 
+    @property
+    def text(self) -> str:
+        """What `islet rim compute` prints."""
+        lines = [f"{self.vmm}, profile {self.profile}, {self.hash_algo}"]
+        for region in self.regions:
+            remark = "" if region.measured else "  (addresses only)"
+            lines.append(f"{region.kind:<9} {region.start:#012x} {region.size:>11} bytes{remark}")
+        lines.append(f"device tree SHA-256: {self.dtb_sha256}")
+        lines.append(f"RIM: {self.rim.hex()}")
+        return "\n".join(lines)
+
 
 def measure_arguments(
     arguments: Sequence[str], *, cwd: Path | None = None, profile: str | None = None, threads: int | None = None
@@ -147,8 +158,8 @@ def measure_machine(machine: Machine, *, threads: int | None = None) -> Measurem
     )
 
 
-def measure_request(request: Request) -> Measurement:
-    """Measure whatever `request` asks for.
+def measure_request(request: Request, *, threads: int | None = None) -> Measurement:
+    """Measure whatever `request` asks for, with `threads` threads (None: one per processor).
 
     Raises:
         InputError: The launch would be refused, what it does to the RIM is not known, or a file is missing.
@@ -157,9 +168,9 @@ def measure_request(request: Request) -> Measurement:
 
     subject = understand(request)
     if isinstance(subject, Machine):
-        return dataclasses.replace(measure_machine(subject), warnings=request.notes)
+        return dataclasses.replace(measure_machine(subject, threads=threads), warnings=request.notes)
     with hinted():
-        rim, regions, _, _ = _native.rim.measure_sequence(subject)
+        rim, regions, _, _ = _native.rim.measure_sequence(subject, threads=threads)
     return Measurement(
         rim=rim,
         hash_algo=subject.hash_algo,
@@ -187,6 +198,8 @@ def measure_plan(
     Raises:
         InputError: A file is missing or does not fit.
     """
+    from islet_cli.launch.plan import lkvm_arguments
+
     # The personalization is not measured, and not every one can stand on a command line.
     plan = dataclasses.replace(
         plan,
