@@ -88,7 +88,7 @@ def test_a_bundle_launches_like_its_workspace(islet: Islet, tmp_path: Path) -> N
     published = islet("realm", "publish", "-o", bundle, "--json").json()
     again = islet("rim", "compute", "--realm", bundle / "realm.toml", "--json").json()
     assert again["rim"] == published["rim"] == (bundle / "rim").read_text().strip()
-    expected = {"vmlinuz", "initramfs.cpio.zst", "realm.toml", "realm.lock", "rim", "metadata.bin"}
+    expected = {"vmlinuz", "initramfs.cpio.zst", "realm.toml", "realm.lock", "rim", "rim.lock", "metadata.bin"}
     assert expected | {"reference-pull.json", "packages.spdx.json"} == {path.name for path in bundle.iterdir()}
 
 

@@ -162,6 +162,8 @@ def test_a_port_can_be_published_and_picked(warden: Harness, client: WardenClien
     (port,) = client.describe_realm("p")["publish"]
     assert port["host_port"] > 0
     assert warden.runner.manager.launches[-1].network.publish[0].host_port == port["host_port"]
+    client.reboot("p")
+    assert client.describe_realm("p")["publish"] == [port], "users keep the address across a reboot"
 
 
 def test_a_busy_port_is_named_with_its_mend(warden: Harness, client: WardenClient) -> None:

@@ -275,7 +275,8 @@ class Realm:
 
     def _request(self, activation: Activation) -> LaunchRequest:
         user = self._options.network == "user"
-        self.published = bind_ports(self.definition.publish) if user else ()
+        # From Halted these are the definition's; across a reboot a port that was picked stays.
+        self.published = bind_ports(self.published) if user else ()
         network = Network(
             publish=self.published,
             forwards=forwards_for(config.image_registry for config in self.applications.values()),
