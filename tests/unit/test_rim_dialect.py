@@ -16,6 +16,7 @@ from islet_cli.cli.main import run
 from islet_cli.errors import InputError
 from islet_cli.rim.boot_files import open_kernel
 from islet_cli.rim.capabilities import BUILT_IN, Capabilities, combine, options_of
+from islet_cli.rim.diff import Side, compare
 from islet_cli.rim.explain import explain
 from islet_cli.rim.measure import measure_request
 from islet_cli.rim.request import REALM_VM, Request, of_command_line, understand
@@ -215,6 +216,19 @@ def test_other_kernels_are_refused(here: Path, content: bytes) -> None:
     with pytest.raises(InputError) as refused:
         open_kernel(Path("kernel"))
     assert refused.value.code == "not-an-image"
+
+
+def test_compressed_kernels_are_compared_by_what_they_unpack_to(here: Path) -> None:
+    image = bytearray(pe_kernel())
+    (here / "kernel").write_bytes(gzip.compress(image))
+    image[9000] ^= 1
+    (here / "other").write_bytes(gzip.compress(image))
+    words = [["run", *(name if word == "kernel" else word for word in BASE)] for name in ("kernel", "other")]
+    causes = compare(*(Side(explain(request(line))) for line in words)).causes
+    (cause,) = [cause for cause in causes if cause.where == "kernel kernel / other"]
+    assert (
+        cause.old is None and cause.detail == "1 of 10 granules differs: granule 2 (file offset 0x2000, IPA 0x80002000)"
+    )
 
 
 def test_firmware(here: Path) -> None:

@@ -73,6 +73,15 @@ def open_kernel(path: Path) -> KernelImage:
     return KernelImage(target, target.stat().st_size, text_offset, image_size, copy)
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed with gzip; one that cannot be read is not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GZIP)) == _GZIP
+    except OSError:
+        return False
+
+
 def file_size(path: Path, what: str) -> int:
     """Bytes of a regular file that is not empty.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from islet_cli.rim.boot_files import place_in_initramfs, place_in_kernel
+from islet_cli.rim.boot_files import is_compressed, place_in_initramfs, place_in_kernel
 from islet_cli.rim.explanation import PAGE, Explanation, File, Group, condensed_entries
+from islet_cli.rim.request import REALM_VM
 
 _CHUNK = 1 << 20
 _SHOWN_RANGES = 4
@@ -38,6 +39,9 @@ def contents_of(what: str, a: Explanation, b: Explanation, *, live: bool) -> Con
     groups = [_group(side, what) for side in (a, b)]
     if old is None or new is None or groups[0] is None or groups[1] is None:
         return None
+    # What is measured of a compressed kernel is what it unpacks to: the files' own bytes tell nothing.
+    if what == "kernel" and b.dialect == REALM_VM and any(is_compressed(Path(side.path)) for side in (old, new)):
+        live = False
     byte = _first_byte(Path(old.path), Path(new.path)) if live else None
     if a.hash_algo != b.hash_algo or old.start % PAGE != new.start % PAGE:
         # Digests of different algorithms, or of granules that are cut differently, tell nothing.

@@ -184,7 +184,7 @@ def _kernel(settings: _Settings, cwd: Path) -> _Loaded:
     start = RAM_BASE + image.text_offset
     parts = [Blob("kernel", start, image.size, image.path)]
     files = [("kernel", os.fspath(cwd / settings.files["kernel"]))]
-    behind = max(RAM_BASE + min(settings.memory // 2, 128 * MIB), start + max(image.image_size, image.size))
+    behind = max(RAM_BASE + min(settings.memory // 2, 128 * MIB), start + (image.image_size or image.size))
     end = behind = align_up(behind, PAGE)
     if "initrd" in settings.files:
         path = cwd / settings.files["initrd"]
