@@ -130,16 +130,21 @@ def _measurement(files: _Files, algorithm: str, threads: int) -> Figure:
 
 
 def _command(files: _Files) -> Iterator[Figure]:
-    """The command beside the call of the library, and `explain` beside `compute`."""
-    from islet_cli.rim.measure import measure_arguments
+    """The command beside the call of the library, and `explain` beside `compute`, both as calls."""
+    from islet_cli.rim.explain import explain
+    from islet_cli.rim.measure import measure_request
+    from islet_cli.rim.request import of_command_line
 
     for algorithm in ALGORITHMS:
-        arguments = files.arguments(algorithm)
-        library = _best(lambda arguments=arguments: measure_arguments(arguments))  # type: ignore[misc]
-        compute = _best(lambda arguments=arguments: _run([ISLET, "rim", "compute", "--", "run", *arguments]))  # type: ignore[misc]
-        explain = _best(lambda arguments=arguments: _run([ISLET, "rim", "explain", "--", "run", *arguments]))  # type: ignore[misc]
-        yield Figure(f"islet rim compute, {algorithm}", compute, library, "s", "call of the library")
-        yield Figure(f"islet rim explain, {algorithm}", explain, compute, "s", "islet rim compute")
+        words = ["run", *files.arguments(algorithm)]
+        request = of_command_line(words)
+        library = command = explained = float("inf")
+        for _ in range(ROUNDS):
+            library = min(library, _seconds(lambda request=request: measure_request(request)))  # type: ignore[misc]
+            command = min(command, _seconds(lambda words=words: _run([ISLET, "rim", "compute", "--", *words])))  # type: ignore[misc]
+            explained = min(explained, _seconds(lambda request=request: explain(request)))  # type: ignore[misc]
+        yield Figure(f"islet rim compute, {algorithm}", command, library, "s", "call of the library")
+        yield Figure(f"explanation, {algorithm}", explained, library, "s", "measurement")
 
 
 def _run(argv: Sequence[str]) -> None:
