@@ -172,6 +172,8 @@ def test_arguments_are_explained_by_what_they_do_here(here: Path) -> None:
     for dtb, expected in ((Path("dtb"), []), (None, ["content and place of the device tree"])):
         shown = {item.argument: item for item in explain(request(["run", *BASE], dtb=dtb)).arguments}
         assert shown["-c 2"].influences == expected
+        remark = "" if dtb is None else "nothing besides the device tree, which is given"
+        assert shown["-c 2"].remark == remark
         assert "RIPAS of all memory" in shown["-m 256"].influences
 
 

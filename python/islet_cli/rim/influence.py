@@ -87,6 +87,9 @@ _REMARKS = {
 }
 
 
+_GIVEN = "nothing besides the device tree, which is given"
+
+
 @dataclass(frozen=True)
 class _Word:
     """One option: its name and the arguments it consists of."""
@@ -98,14 +101,16 @@ class _Word:
 def arguments_of(request: Request) -> list[Influence]:
     """What each argument of a launch that is possible decides, in their order."""
     options = _options(request)
-    whole = _decided(understand(request))
+    subject = understand(request)
+    given = isinstance(subject, Sequence) and subject.dtb_given is not None
+    whole = _decided(subject)
     out = []
     for number, option in enumerate(options):
         rest = tuple(word for other in (*options[:number], *options[number + 1 :]) for word in other.words)
         fields = _differing(whole, replace(request, arguments=rest))
         for substitute in _SUBSTITUTES.get(option.name, ()) if fields is None else ():
             fields = _differing(whole, replace(request, arguments=(*rest, *substitute))) or fields
-        out.append(_influence(option, fields))
+        out.append(_influence(option, fields, given=given))
     return out
 
 
@@ -142,14 +147,15 @@ def _differing(whole: dict[str, object], without: Request) -> list[str] | None:
     return [name for name in _EFFECTS if rest.get(name) != whole.get(name)]
 
 
-def _influence(option: _Word, fields: list[str] | None) -> Influence:
+def _influence(option: _Word, fields: list[str] | None, *, given: bool) -> Influence:
+    """Put an option's effect into words; with a `given` device tree, what stands in it is not known."""
     if fields is None:
         fields = list(_REQUIRED.get(option.name, ()))
         remark = "" if fields else _REMARKS.get(option.name, "required")
     elif fields:
         remark = ""
     else:
-        remark = _REMARKS.get(option.name) or _idle(option.name)
+        remark = _REMARKS.get(option.name) or (_GIVEN if given else _idle(option.name))
     return Influence(argument=shlex.join(option.words), influences=[_EFFECTS[field] for field in fields], remark=remark)
 
 

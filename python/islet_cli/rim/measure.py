@@ -102,7 +102,8 @@ class Measurement:
     @property
     def text(self) -> str:
         """What `islet rim compute` prints."""
-        lines = [f"{self.vmm}, profile {self.profile}, {self.hash_algo}"]
+        monitor = f"profile {self.profile}" if self.dialect == "measurer" else f"host {self.profile}"
+        lines = [f"{self.vmm}, {monitor}, {self.hash_algo}"]
         for region in self.regions:
             remark = "" if region.measured else "  (addresses only)"
             lines.append(f"{region.kind:<9} {region.start:#012x} {region.size:>11} bytes{remark}")

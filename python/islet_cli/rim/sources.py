@@ -51,7 +51,7 @@ def resolve(text: str, adjust: Callable[[Request], Request]) -> Side | Request |
     if " " in text or text.startswith("-"):
         return adjust(of_command_line(_words(text, text)))
     raise InputError(
-        f"{text}: no such file",
+        f"{path}: no such file",
         code="no-such-file",
         hint="give a manifest, a saved explanation, a RIM, or a command line in quotes",
     )
