@@ -109,7 +109,9 @@ def arguments_of(request: Request) -> list[Influence]:
         rest = tuple(word for other in (*options[:number], *options[number + 1 :]) for word in other.words)
         fields = _differing(whole, replace(request, arguments=rest))
         for substitute in _SUBSTITUTES.get(option.name, ()) if fields is None else ():
-            fields = _differing(whole, replace(request, arguments=(*rest, *substitute))) or fields
+            found = _differing(whole, replace(request, arguments=(*rest, *substitute)))
+            # One of the values is the option's own and tells nothing.
+            fields = fields if found is None else found or fields or []
         out.append(_influence(option, fields, given=given))
     return out
 
