@@ -198,9 +198,11 @@ impl Opened {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::MAX_HEADER_VALUE;
     use crate::observer::{Operation, Step};
     use crate::rmm::{HashAlgorithm, Profile};
     use islet_dtb::kvmtool::IrqChip;
+    use proptest::prelude::*;
     use std::path::Path;
 
     /// A directory with a kernel (100 bytes, no header) and an initrd, gone at the end of the test.
@@ -334,5 +336,39 @@ mod tests {
         assert_eq!(measurement.regions[0].start, 0x8000_0000);
         let refused = firmware(&files.0.join("kernel"), 0x7000_0000).unwrap_err();
         assert_eq!(refused.code(), "layout");
+    }
+
+    proptest! {
+        #[test]
+        fn any_kernel_is_measured_or_refused(
+            magic in any::<bool>(),
+            text_offset in prop_oneof![0u64..0x30_0000, any::<u64>()],
+            image_size in prop_oneof![0u64..0x30_0000, MAX_HEADER_VALUE + 1..=u64::MAX],
+            size in 0usize..300_000,
+            initrd in 0usize..300_000,
+            megabytes in 1u64..12,
+            threads in 2usize..5,
+        ) {
+            let files = Files::new(&format!("any-{size}-{initrd}-{text_offset}-{image_size}"));
+            let mut kernel: Vec<u8> = (0..size.max(64)).map(|index| (index / 7) as u8).collect();
+            kernel[0x08..0x10].copy_from_slice(&text_offset.to_le_bytes());
+            kernel[0x10..0x18].copy_from_slice(&image_size.to_le_bytes());
+            kernel[0x38..0x3c].copy_from_slice(if magic { b"ARM\x64" } else { b"ELF?" });
+            kernel.truncate(size);
+            std::fs::write(files.0.join("kernel"), &kernel).unwrap();
+            std::fs::write(files.0.join("initrd"), vec![3; initrd]).unwrap();
+            let mut launch = files.launch();
+            launch.machine.ram_size = megabytes << 20;
+            let alone = measure(&launch, NonZeroUsize::new(1), &mut ());
+            let together = measure(&launch, NonZeroUsize::new(threads), &mut ());
+            match (alone, together) {
+                (Ok(alone), Ok(together)) => prop_assert_eq!(alone, together),
+                (Err(alone), Err(together)) => {
+                    prop_assert_eq!(alone.to_string(), together.to_string());
+                    prop_assert!(["layout", "file-too-short"].contains(&alone.code()));
+                }
+                (alone, together) => prop_assert!(false, "{alone:?} but {together:?}"),
+            }
+        }
     }
 }
