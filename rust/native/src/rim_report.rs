@@ -68,7 +68,10 @@ impl Report {
 }
 
 fn trace_failed(py: Python<'_>, path: &Path, error: &IoError) -> PyErr {
-    let message = format!("trace {}: {error}", path.display());
+    // The system's words without the number that `io::Error` appends.
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or_default();
+    let message = format!("trace {}: {words}", path.display());
     raise(py, Family::Input, "io", &message)
 }
 
