@@ -18,6 +18,8 @@ const BATCH: usize = 48;
 const BATCH_BYTES: u64 = BATCH as u64 * GRANULE_SIZE;
 /// Batches per thread that may wait for the caller.
 const AHEAD: usize = 4;
+/// More threads than this are not started, whatever is asked for: each has a buffer.
+const MAX_THREADS: usize = 256;
 
 /// Who computes digests.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,8 @@ impl Hasher {
     pub fn new(kernel: Kernel, threads: Option<NonZeroUsize>) -> Self {
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get);
+            .map_or(1, NonZeroUsize::get)
+            .min(MAX_THREADS);
         Self { kernel, threads }
     }
 
@@ -365,6 +368,11 @@ mod tests {
             assert_eq!(next, end);
             assert_eq!(seen, expected, "{threads} threads");
         }
+    }
+
+    #[test]
+    fn absurdly_many_threads_are_not_started() {
+        assert_eq!(hasher(usize::MAX).threads, MAX_THREADS);
     }
 
     #[test]
