@@ -98,7 +98,8 @@ def _namespaces(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def shell(root: Path, script: str, **changes: object) -> str:
-    return Run(root, "/bin/sh", "-c", script, **changes).finish()
+    # Standard error joins standard output: two pipes would be read in no certain order.
+    return Run(root, "/bin/sh", "-c", f"exec 2>&1; {script}", **changes).finish()
 
 
 @pytest.mark.root

@@ -142,8 +142,11 @@ def _watched(
     thread = threading.Thread(target=run, name="unpack", daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
+        alive = True
+        while alive:
             thread.join(_REPORT_INTERVAL_S)
+            alive = thread.is_alive()
+            # Also when it is over at once: whoever draws a bar learns that it is full.
             if report is not None:
                 report(counter.done, counter.total)
     except BaseException:
