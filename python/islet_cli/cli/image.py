@@ -1,19 +1,23 @@
-"""`islet image …`: building images and looking into them."""
+"""`islet image …`: building images, looking into them, moving them from and to registries."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from islet_cli.cli.common import DebugOption, JsonOption, note, show
+from islet_cli.cli.common import DebugOption, JsonOption, WorkspaceOption, note, show, workspace_of
 
 app = typer.Typer(no_args_is_help=True, help="OCI images.", rich_markup_mode=None)
 
 LayoutArgument = Annotated[Path, typer.Argument(help="An OCI layout directory or an OCI archive.")]
 TagOption = Annotated[str | None, typer.Option("--tag", "-t", help="Tag or digest (default: the only image).")]
+CredentialsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="One line USER:PASSWORD, readable by you only.")
+]
 
 
 class Pack(str, Enum):
@@ -133,6 +137,7 @@ def pull(
         Path | None, typer.Option(metavar="FILE", help="PEM of the registry's CA (default: the system's).")
     ] = None,
     platform: Annotated[str | None, typer.Option(metavar="OS/ARCH", help="Which image of an index.")] = None,
+    credentials: CredentialsOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -143,6 +148,89 @@ def pull(
 
     remote = parse_remote(image)
     with bar("fetching", enabled=not as_json) as report:
-        digest = fetch(remote, output, tls=tls.value, root_ca=root_ca, platform=platform, report=report)
+        digest = fetch(
+            remote,
+            output,
+            tls=tls.value,
+            root_ca=root_ca,
+            platform=platform,
+            credentials=credentials,
+            report=report,
+        )
     value = {"layout": str(output), "reference": remote.reference, "digest": digest}
     show(value, f"{output}: {remote.repository} {digest}", as_json=as_json)
+
+
+@app.command()
+def push(
+    image: LayoutArgument,
+    destination: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="docker://HOST[:PORT]/NAME[:TAG]; with a socket NAME[:TAG].")
+    ],
+    tag: TagOption = None,
+    tls: Annotated[Tls, typer.Option(help="Transport.")] = Tls.tls,
+    root_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM of the registry's CA (default: the system's).")
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="Push socket of a registry (default: the workspace's).")
+    ] = None,
+    credentials: CredentialsOption = None,
+    mount_from: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Repository there that may hold the same blobs.")
+    ] = None,
+    chunk_mib: Annotated[
+        int, typer.Option("--chunk-size", min=1, metavar="MIB", help="Larger blobs are sent in chunks.")
+    ] = 64,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Push an image or an index to a registry; what is there already is not sent again."""
+    from islet_cli.oci.names import is_remote, parse_remote
+    from islet_cli.oci.remote import send
+    from islet_cli.progress import bar
+    from islet_cli.signing.source import opened_layout, reference_of
+
+    transport = tls
+    if socket is not None or not is_remote(destination):
+        path = socket.absolute() if socket is not None else _push_socket(workspace)
+        remote = replace(parse_remote(f"socket/{destination}"), address=f"unix:{path}")
+        transport = Tls.none
+    else:
+        remote = parse_remote(destination)
+    with bar("pushing", enabled=not as_json) as report, opened_layout(image) as layout:
+        sent = send(
+            layout,
+            reference_of(layout, tag),
+            remote,
+            tls=transport.value,
+            root_ca=root_ca,
+            credentials=credentials,
+            mount_from=mount_from,
+            chunk_bytes=chunk_mib << 20,
+            report=report,
+        )
+    value = {"repository": remote.repository, "reference": remote.reference, **sent.to_json()}
+    text = (
+        f"{remote.repository}:{remote.reference}  {sent.digest}\n{len(sent.uploaded)} blobs sent ({sent.bytes} bytes), "
+    )
+    text += f"{len(sent.mounted)} mounted, {len(sent.present)} there already"
+    show(value, text, as_json=as_json)
+
+
+def _push_socket(workspace: Path | None) -> str:
+    """Where the workspace's registry takes pushes."""
+    from islet_cli import services
+    from islet_cli.errors import UnavailableError
+
+    running = services.find(workspace_of(workspace), "registry")
+    found = running.info.get("push") if running is not None else None
+    if not isinstance(found, str) or not found.startswith("/"):
+        problem = "is not running" if running is None else "takes no pushes on a socket"
+        raise UnavailableError(
+            f"the workspace's registry {problem}",
+            code="not-running",
+            hint="run: islet registry up, or name another registry: docker://HOST:PORT/NAME",
+        )
+    return found

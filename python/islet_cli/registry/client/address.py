@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from islet_cli.errors import InputError
+from islet_cli.fsutil import read_file
 
 DEFAULT_PORT = 1337
+SOCKET_PREFIX = "unix:"
 
 Mode = Literal["none", "tls", "ra-tls"]
 
@@ -47,23 +50,64 @@ class TlsOptions:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """A user of a registry and the password, which no text of this object shows."""
+
+    user: str
+    password: str = field(repr=False)
+
+    def basic(self) -> str:
+        """The value of an Authorization header (RFC 7617)."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+
+
+def read_credentials(path: Path) -> Credentials:
+    """Read a file with one line, `USER:PASSWORD`, that only its owner may read.
+
+    Raises:
+        InputError: `credentials_invalid`, `not-private`, or the file cannot be read.
+    """
+    data = read_file(path, limit=4096)
+    if path.stat().st_mode & 0o077:
+        raise InputError(f"{path}: others may read it", code="not-private", hint=f"run: chmod 600 {path}")
+    user, colon, password = data.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+    if not user or not colon or not (user + password).isprintable():
+        raise InputError(f"{path}: is not one line USER:PASSWORD", code="credentials_invalid")
+    return Credentials(user, password)
+
+
+@dataclass(frozen=True)
 class Address:
-    """Host and port. The host as given is also the TLS server name."""
+    """Host and port. The host as given is also the TLS server name.
+
+    Attributes:
+        socket: A Unix socket that is connected to instead.
+    """
 
     host: str
     port: int
+    socket: Path | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing that is sent there leaves this machine."""
+        return self.socket is not None or self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     def __str__(self) -> str:
+        if self.socket is not None:
+            return f"{SOCKET_PREFIX}{self.socket}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
 
 def parse_address(text: str, mode: Mode) -> Address:
-    """Read `HOST`, `HOST:PORT` or `[IPv6]:PORT`; a scheme in front must fit the mode.
+    """Read `HOST`, `HOST:PORT`, `[IPv6]:PORT` or `unix:/PATH`; a scheme in front must fit the mode.
 
     Raises:
         InputError: `address_invalid`.
     """
+    if text.startswith(f"{SOCKET_PREFIX}/") and mode == "none" and text.isprintable():
+        return Address("localhost", 80, Path(text.removeprefix(SOCKET_PREFIX)))
     scheme, found, rest = text.partition("://")
     rest = rest.rstrip("/") if found else text
     if found and scheme != ("http" if mode == "none" else "https"):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from islet_cli.errors import InputError, OperationError, VerificationError
 from islet_cli.oci.descriptor import (
@@ -26,7 +27,7 @@ from islet_cli.oci.documents import Manifest, parse_index, parse_manifest, parse
 from islet_cli.oci.names import check_tag, is_repository
 from islet_cli.progress import Report, silent
 from islet_cli.registry.client import blobs
-from islet_cli.registry.client.address import TlsOptions
+from islet_cli.registry.client.address import Credentials, TlsOptions
 from islet_cli.registry.client.http import Backoff, RetryableError, Transport
 
 MAX_NESTING = 8
@@ -64,6 +65,7 @@ class RegistryClient:
     Args:
         address: `HOST[:PORT]`; the host is also the TLS server name.
         tls: How the transport is secured.
+        credentials: User and password, where the registry wants them.
         backoff, sleep: Replaced in tests.
     """
 
@@ -72,11 +74,12 @@ class RegistryClient:
         address: str,
         tls: TlsOptions,
         *,
+        credentials: Credentials | None = None,
         backoff: Backoff | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        options = {} if sleep is None else {"sleep": sleep}
-        self._transport = Transport(address, tls, backoff=backoff, **options)
+        options: dict[str, Any] = {} if sleep is None else {"sleep": sleep}
+        self._transport = Transport(address, tls, backoff=backoff, credentials=credentials, **options)
 
     @property
     def address(self) -> str:

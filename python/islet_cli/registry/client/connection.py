@@ -93,6 +93,12 @@ class Connection(http.client.HTTPConnection):
             OSError: The transport failed.
             IsletError: The handshake was refused by either side; the hint says where to look.
         """
+        if self._address.socket is not None:
+            local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            local.settimeout(READ_TIMEOUT_S)
+            local.connect(str(self._address.socket))
+            self.sock = local
+            return
         if self._tls is None:
             plain = socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
             plain.settimeout(READ_TIMEOUT_S)

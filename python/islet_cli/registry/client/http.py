@@ -9,13 +9,13 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from islet_cli.errors import InputError, IsletError, OperationError, UnavailableError, VerificationError
 from islet_cli.fsutil import read_file
-from islet_cli.registry.client.address import Address, TlsOptions, TokenProvider, parse_address
+from islet_cli.registry.client.address import Address, Credentials, TlsOptions, TokenProvider, parse_address
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -31,6 +31,9 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _MAX_IDLE = 4
 
 T = TypeVar("T")
+
+Body = Callable[[], Iterable[bytes]]
+"""Gives the bytes of a request, from the beginning at each call."""
 
 
 class RetryableError(Exception):
@@ -71,6 +74,10 @@ class Transport:
         tls: How to secure the connection.
         backoff: Delays between tries.
         sleep: Replaced in tests.
+        credentials: Shown to this registry only, in HTTP Basic.
+
+    Raises:
+        InputError: `address_invalid`; `credentials_in_clear`: a password would cross a network unprotected.
     """
 
     def __init__(
@@ -80,8 +87,16 @@ class Transport:
         *,
         backoff: Backoff | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = parse_address(address, tls.mode)
+        if credentials is not None and tls.mode == "none" and not self.address.is_loopback:
+            raise InputError(
+                f"{self.address}: a password is not sent in the clear",
+                code="credentials_in_clear",
+                hint="use --tls tls",
+            )
+        self._authorization = credentials.basic() if credentials is not None else None
         self.warnings: list[str] = []
         self._tls = tls
         self._backoff = backoff or Backoff()
@@ -141,7 +156,7 @@ class Transport:
         """
         address, target = self.address, path
         for _ in range(MAX_REDIRECTS + 1):
-            with self._response(address, target, headers) as response:
+            with self._response(address, "GET", target, headers) as response:
                 self._note_warnings(response)
                 if response.status in accept:
                     yield response
@@ -152,10 +167,50 @@ class Transport:
         raise OperationError(f"{self.address}{path}: more than {MAX_REDIRECTS} redirects", code="http_status")
 
     @contextlib.contextmanager
-    def _response(self, address: Address, target: str, headers: Mapping[str, str]) -> Iterator[HTTPResponse]:
+    def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        accept: frozenset[int],
+        body: Body | None = None,
+    ) -> Iterator[HTTPResponse]:
+        """Send one request of any method; redirects are not followed.
+
+        Args:
+            body: Its length stands in the headers.
+
+        Raises:
+            RetryableError: The transport failed, or the server asked to come again.
+            IsletError: TLS refusal, another status.
+        """
+        with self._response(self.address, method, path, headers, body) as response:
+            self._note_warnings(response)
+            if response.status not in accept:
+                raise self._bad_status(response, path)
+            yield response
+
+    def resolve(self, path: str, location: str) -> str:
+        """The path that a Location header names, which must lie in this registry.
+
+        Raises:
+            VerificationError: `redirect_refused`.
+        """
+        address, target = self._redirect(self.address, path, location)
+        if address != self.address:
+            raise VerificationError(
+                f"{self.address}: sends uploads to {address}, which nobody vouched for", code="redirect_refused"
+            )
+        return target
+
+    @contextlib.contextmanager
+    def _response(
+        self, address: Address, method: str, target: str, headers: Mapping[str, str], body: Body | None = None
+    ) -> Iterator[HTTPResponse]:
         from http.client import HTTPException
 
-        connection, response = self._send(address, target, headers)
+        connection, response = self._send(address, method, target, headers, body)
         reusable = False
         try:
             yield response
@@ -169,22 +224,28 @@ class Transport:
             response.close()
             self._put_back(connection, address, reusable)
 
-    def _send(self, address: Address, target: str, headers: Mapping[str, str]) -> tuple[Connection, HTTPResponse]:
+    def _send(
+        self, address: Address, method: str, target: str, headers: Mapping[str, str], body: Body | None
+    ) -> tuple[Connection, HTTPResponse]:
         from http.client import HTTPException
 
+        sent = dict(headers)
+        if self._authorization is not None and address == self.address:
+            sent["Authorization"] = self._authorization
         while True:
             connection, fresh = self._take(address)
             try:
-                connection.request("GET", target, headers=dict(headers))
+                connection.request(method, target, body=body() if body is not None else None, headers=sent)
                 return connection, connection.getresponse()
             except IsletError as error:
                 connection.close()
                 raise self._explain(error, address) from None
             except (OSError, HTTPException) as error:
                 connection.close()
-                # The server may have closed an idle connection at any time; that is no failure.
-                if fresh:
-                    raise RetryableError(_transport_reason(error)) from error
+                # The server may have closed an idle connection at any time; that is no failure. But part of
+                # a body may have arrived, and only the caller knows how to go on from there.
+                if fresh or body is not None:
+                    raise RetryableError(_transport_reason(error), wait_s=None if fresh else 0.0) from error
             except BaseException:
                 connection.close()
                 raise
@@ -229,6 +290,10 @@ class Transport:
 
         scheme = "http" if self._tls.mode == "none" else "https"
         refused = VerificationError(f"{self.address}: redirect to {location[:200]!r} refused", code="redirect_refused")
+        if address.socket is not None:
+            if not location.startswith("/") or location.startswith("//"):
+                raise refused
+            return address, location
         try:
             parts = urlsplit(urljoin(f"{scheme}://{address}{target}", location))
             if not location or parts.scheme != scheme:
@@ -249,7 +314,8 @@ class Transport:
         detail = _error_text(response.read(4096))
         message = f"{self.address}{target}: the registry answers {status}" + (f" ({detail})" if detail else "")
         family = InputError if status in (400, 404) else OperationError
-        return family(message, code="http_status", status=status, reason=detail)
+        hint = "it wants a user and a password: --credentials FILE" if status == 401 else None
+        return family(message, code="http_status", hint=hint, status=status, reason=detail)
 
     def _note_warnings(self, response: HTTPResponse) -> None:
         for value in response.headers.get_all("Warning", []):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from islet_cli.errors import InputError
 from islet_cli.oci.descriptor import Descriptor
 from islet_cli.progress import Report, silent
-from islet_cli.registry.client.address import TlsOptions
+from islet_cli.registry.client.address import Credentials, TlsOptions
 from islet_cli.registry.client.api import Fetched, RegistryClient
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def pull(
     tls: TlsOptions | None = None,
     platform: str | None = None,
     tag: str | None = None,
+    credentials: Credentials | None = None,
     report: Report = silent,
 ) -> Layout:
     """Pull one image into a new layout directory and validate the whole of it.
@@ -139,6 +140,7 @@ def pull(
         tls: How the transport is secured; plain HTTP when None.
         platform: See `RegistryClient.fetch_manifest`.
         tag: Tag in the new layout; the default is `reference` when that is a tag.
+        credentials: User and password, where the registry wants them.
         report: Progress in bytes of the layers.
 
     Raises:
@@ -147,5 +149,5 @@ def pull(
     """
     from islet_cli.registry.client.save import save
 
-    with RegistryClient(address, tls or TlsOptions()) as client:
+    with RegistryClient(address, tls or TlsOptions(), credentials=credentials) as client:
         return save(client, name, reference, destination, platform=platform, tag=tag, report=report)
