@@ -62,12 +62,15 @@ pub enum Algorithm {
     Sha512,
 }
 
+/// Hashes granules into as many fields. Its condition: the processor has the features of the kernel.
+type Run = unsafe fn(&[Granule], &mut [Field]);
+
 /// A way to hash granules that this machine has.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     name: &'static str,
-    /// Its condition: the processor has the features of the kernel. Whoever makes a `Kernel` has looked.
-    run: unsafe fn(&[Granule], &mut [Field]),
+    /// Whoever makes a `Kernel` has looked for its features.
+    run: Run,
 }
 
 impl Kernel {
@@ -145,7 +148,7 @@ fn accelerated(algorithm: Algorithm) -> Vec<Kernel> {
 fn accelerated(algorithm: Algorithm) -> Vec<Kernel> {
     use std::arch::is_aarch64_feature_detected;
 
-    let (found, run): (bool, unsafe fn(&[Granule], &mut [Field])) = match algorithm {
+    let (found, run): (bool, Run) = match algorithm {
         Algorithm::Sha256 => (is_aarch64_feature_detected!("sha2"), armv8::sha256),
         Algorithm::Sha512 => (is_aarch64_feature_detected!("sha3"), armv8::sha512),
     };
