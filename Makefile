@@ -1,5 +1,5 @@
 # Every target sets up what it needs; `make demo` and `make test` are the two to begin with.
-.PHONY: setup demo test test-fast test-root-fs lint bench wheel clean
+.PHONY: setup demo test test-fast test-root-fs conformance lint bench wheel clean
 
 PYTEST = .venv/bin/python -m pytest
 
@@ -22,6 +22,10 @@ test-fast: setup
 # A Debian root file system with nginx becomes an application in a realm.
 test-root-fs: setup
 	$(PYTEST) tests/e2e/test_root_file_system.py
+
+# The OCI distribution specification's own suite against the registry; needs Go.
+conformance: setup
+	@.venv/bin/python tools/conformance
 
 lint: setup
 	cargo fmt --all --check
