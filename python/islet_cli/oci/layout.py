@@ -150,9 +150,7 @@ def read_index(path: Path) -> tuple[Index, bytes]:
     return parse_index(data, what=f"{path}: index.json"), data
 
 
-def load(
-    path: Path, *, report: Report = silent, cache: HashCache | None = None, index: bytes | None = None
-) -> Layout:
+def load(path: Path, *, report: Report = silent, cache: HashCache | None = None, index: bytes | None = None) -> Layout:
     """Load a layout: every document parsed strictly, every reachable blob hashed.
 
     Args:
