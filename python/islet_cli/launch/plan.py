@@ -20,7 +20,7 @@ from islet_cli.fsutil import os_error
 from islet_cli.launch import types
 from islet_cli.launch.manifest import Manifest
 
-# Placeholders where a device's own address is not measured: any readable file is a disk to the measurement,
+# Stand-ins where a device's own address is not measured: any readable file is a disk to the measurement,
 # any NIC and any CID give the same device-tree node.
 _ANY_DISK = "/dev/null"
 _ANY_NIC = "mode=tap"
@@ -147,8 +147,8 @@ def lkvm_arguments(
 
     Args:
         plan: The launch.
-        disks: One `-d` value per disk of the plan; placeholders when None (their names are not measured).
-        nics: One `-n` value per NIC of the plan; placeholders when None.
+        disks: One `-d` value per disk of the plan; None: any file (the names are not measured).
+        nics: One `-n` value per NIC of the plan; None: any NIC.
         vsock_cid: The context id; any but 0 measures the same.
         metadata: The file of the realm metadata block; None for a realm without one. It is not measured.
         measurer: Include `--islet`, which the measurer knows and the launching kvmtool does not.
