@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from .conftest import RUN_LIMIT_S, Islet
+from .conftest import RUN_LIMIT_S
 
 pytestmark = pytest.mark.vm
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 REFUSALS = {
     "unsigned_image",
     "image_under_another_root",
@@ -30,15 +33,28 @@ def leftovers() -> set[str]:
 
 
 def test_two_demos_side_by_side(environment: dict[str, str], tmp_path: Path) -> None:
-    islet = Islet(tmp_path, environment)
+    """One as `make demo` runs it, for people; one with `--json`, for programs."""
     before = leftovers()
-    demos = [islet.spawn("demo", "--json") for _ in range(2)]
-    outputs = [demo.communicate(timeout=2 * RUN_LIMIT_S)[0] for demo in demos]
-    for demo, output in zip(demos, outputs, strict=True):
-        assert demo.returncode == 0, output[-4000:]
-        document = json.loads(output[output.index("{") :])
-        assert [step["step"] for step in document["steps"]] == list(range(1, 14))
-        refusals = {name: fact for name, fact in document["steps"][10].items() if isinstance(fact, dict)}
-        assert set(refusals) >= REFUSALS
-        assert all(fact["refused"] and fact["reason"] for name, fact in refusals.items() if name in REFUSALS)
+    commands = [["make", "--silent", "demo"], [sys.executable, "-m", "islet_cli", "demo", "--json"]]
+    demos = [
+        subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=(tmp_path / f"stderr-{command[0].rpartition('/')[2]}").open("w"),
+            text=True,
+        )
+        for command, directory in zip(commands, (REPOSITORY, tmp_path), strict=True)
+    ]
+    told, data = (demo.communicate(timeout=2 * RUN_LIMIT_S)[0] for demo in demos)
+    said = "".join(file.read_text()[-3000:] for file in tmp_path.glob("stderr-*"))
+    assert [demo.returncode for demo in demos] == [0, 0], told[-3000:] + said
+    assert "All 13 steps hold" in told
+    document = json.loads(data)
+    assert [step["step"] for step in document["steps"]] == list(range(1, 14))
+    refusals = {name: fact for name, fact in document["steps"][10].items() if isinstance(fact, dict)}
+    assert set(refusals) >= REFUSALS
+    assert all(refusals[name]["refused"] and refusals[name]["reason"] for name in REFUSALS)
     assert leftovers() <= before
