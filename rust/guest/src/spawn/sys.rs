@@ -307,11 +307,20 @@ pub(super) fn prctl(option: libc::c_int, value: libc::c_ulong) -> Outcome {
 
 /// Default disposition for every signal, nothing blocked.
 pub(super) fn default_signals() {
-    // SAFETY: a zeroed sigaction is SIG_DFL without flags; refusals (SIGKILL, SIGSTOP, reserved) do not matter.
+    // The C library's sigaction refuses the two signals that it keeps for itself, and one that was inherited as
+    // ignored would stay so; hence the system call. Its structure is four words at most, its set 8 bytes.
+    let action = [0_u64; 4];
+    // SAFETY: a zeroed action is SIG_DFL without flags and outlives the call; refusals (SIGKILL, SIGSTOP) do not
+    // matter.
     unsafe {
-        let action: libc::sigaction = std::mem::zeroed();
         for signal in 1..=64 {
-            libc::sigaction(signal, &action, ptr::null_mut());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                ptr::null_mut::<u64>(),
+                8,
+            );
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
