@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,7 @@ def test_a_later_request_takes_an_upload_over(pushing: Pushing) -> None:
     slow.putrequest("PATCH", location)
     slow.putheader("Content-Length", "1000")
     slow.endheaders(b"x" * 10)
+    time.sleep(0.5)  # its first bytes are to be there before the other request comes
     assert pushing.ask("PUT", f"{location}?digest={digest(data)}", data).status in (201, 400)
     slow.send(b"x" * 990)
     assert slow.getresponse().status == 404
